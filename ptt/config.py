@@ -1,0 +1,304 @@
+"""The configuration: one TOML file, decoded here into frozen structures; every mistake is reported at once.
+
+``load`` is the only way in. Paths in the file are relative to the file's directory and absolute after loading.
+What changes daily (users, domains, aliases) is not here but in the git database.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pathlib
+import tomllib
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Role = Literal["all", "submission", "signer", "relay"]
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. ``mistakes``: one line each, with the key. The commands exit with 2."""
+
+    def __init__(self, file: str, mistakes: list[str]) -> None:
+        self.file = file
+        self.mistakes = mistakes
+        super().__init__("\n".join(f"{file}: {m}" for m in mistakes))
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Listen(_Section, frozen=True):
+    """One listening address."""
+
+    address: str  # "HOST:PORT", IPv6 in brackets
+    service: Literal["submission", "relay"]
+    # submission: users who authenticate. relay: our own roles (mutual TLS), and the trusted networks below.
+    tls: Literal["implicit", "starttls", "none"] = "starttls"
+    trusted: tuple[str, ...] = ()  # relay only: networks that may relay without a client certificate
+
+
+class Tls(_Section, frozen=True):
+    """Certificates. ``public_*`` is shown to users on submission; ``internal_*`` to the other roles."""
+
+    public_certificate: str = "tls/public.pem"
+    public_key: str = "tls/public.key"
+    internal_certificate: str = "tls/internal.pem"
+    internal_key: str = "tls/internal.key"
+    internal_ca: str = "tls/ca.pem"
+
+
+class Smtp(_Section, frozen=True):
+    """Limits of a server session."""
+
+    max_message_bytes: Positive = 36_700_160  # 35 MiB
+    max_recipients: Positive = 1000
+    max_connections: Positive = 2000  # per worker
+    hide_client: bool = False  # leave the client's address out of Received
+
+
+class Queue(_Section, frozen=True):
+    path: str = "data/queue"
+    map_bytes: Positive = 1 << 40  # sparse: the file grows with use
+    max_bytes: int = 0  # accept no more above so many bytes in use; 0: map_bytes * 0.9
+    min_free_bytes: int = 256 * 1024 * 1024  # refuse when the file system has less
+    max_age_seconds: Seconds = 5 * 86400.0  # after that a message expires and bounces
+
+
+class Signer(_Section, frozen=True):
+    keys: str = "keys"  # private keys, DOMAIN/SELECTOR.pem: only the key process opens them
+    public: str = "public"  # public keys, DOMAIN/SELECTOR.pub
+    processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    domains: tuple[str, ...] = ()  # role signer: domains that submission hosts may have signed; empty: all
+
+
+class Zone(_Section, frozen=True):
+    """A zone that the control process updates (RFC 2136)."""
+
+    name: str
+    primary: str  # HOST:PORT of the primary DNS server
+    key_file: str  # TSIG key, as BIND's tsig-keygen prints it
+    ttl: Positive = 3600
+
+
+class Dns(_Section, frozen=True):
+    resolvers: tuple[str, ...] = ()  # HOST or HOST:PORT; empty: those of /etc/resolv.conf
+    timeout_seconds: Seconds = 5.0
+    cache_entries: Positive = 50_000
+    zones: tuple[Zone, ...] = ()
+    recheck_seconds: Seconds = 300.0  # how often a published key is read back
+    retry_seconds: Seconds = 5.0  # how soon a failed publication is tried again
+
+
+class Retry(_Section, frozen=True):
+    """When a deferred delivery is tried again: first * factor^n, at most ``ceiling``, with jitter."""
+
+    first_seconds: Seconds = 300.0
+    factor: Annotated[float, msgspec.Meta(ge=1)] = 1.8
+    ceiling_seconds: Seconds = 14_400.0
+
+
+class Relay(_Section, frozen=True):
+    next_hop: str = ""  # "HOST:PORT" of the next role (mutual TLS); empty: the recipients' MX
+    next_hop_name: str = ""  # the name its internal certificate must bear; empty: the host of next_hop
+    smarthost: str = ""  # "HOST:PORT": everything goes there instead of the MX, opportunistic TLS
+    mx_port: Port = 25
+    ehlo: str = ""  # empty: hostname
+    tls: Literal["opportunistic", "none", "verify"] = "opportunistic"
+    allow_private: bool = False  # deliver to private and loopback addresses (tests, internal networks)
+    site_in_flight: Positive = 50  # messages at once to one site, over the whole pool
+    in_flight: Positive = 400  # messages at once in one worker
+    idle_seconds: Seconds = 10.0  # keep a connection for the next message
+    messages_per_connection: Positive = 100
+    connect_seconds: Seconds = 30.0
+    command_seconds: Seconds = 300.0  # RFC 5321 4.5.3.2
+    data_seconds: Seconds = 180.0
+    final_dot_seconds: Seconds = 600.0
+    retry: Retry = Retry()
+
+
+class Directory(_Section, frozen=True):
+    """The git database of users, domains and aliases."""
+
+    repository: str = "directory.git"  # bare repository, kept in sync with the remote
+    branch: str = "main"
+    remote: str = ""  # file://, ssh:// or https://; empty: the local repository is the database
+    interval_seconds: Seconds = 30.0
+    snapshots: str = "data/snapshot"
+
+
+class Admin(_Section, frozen=True):
+    listen: str = "127.0.0.1:8025"
+
+
+class Log(_Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file: str = ""  # empty: standard error
+
+
+class Users(_Section, frozen=True):
+    """Who the processes run as when started as root: names or numbers. Empty: no change of user."""
+
+    queue: str | int = ""
+    worker: str | int = ""
+    signer: str | int = ""
+    control: str | int = ""
+
+
+class Config(_Section, frozen=True):
+    hostname: str
+    role: Role = "all"
+    pool: int = 0  # workers; 0: one for each core
+    run: str = "run"  # sockets and state of the running service
+    data: str = "data"
+    listen: tuple[Listen, ...] = ()
+    tls: Tls = Tls()
+    smtp: Smtp = Smtp()
+    queue: Queue = Queue()
+    signer: Signer = Signer()
+    dns: Dns = Dns()
+    relay: Relay = Relay()
+    directory: Directory = Directory()
+    admin: Admin = Admin()
+    log: Log = Log()
+    users: Users = Users()
+    drain_seconds: Seconds = 30.0
+
+    @property
+    def ehlo(self) -> str:
+        return self.relay.ehlo or self.hostname
+
+    @property
+    def workers(self) -> int:
+        return self.pool or os.cpu_count() or 1
+
+    @property
+    def signs(self) -> bool:
+        """Does this role have a key process?"""
+        return self.role in ("all", "signer")
+
+
+_PATHS: dict[str, tuple[str, ...]] = {
+    "tls": ("public_certificate", "public_key", "internal_certificate", "internal_key", "internal_ca"),
+    "queue": ("path",),
+    "signer": ("keys", "public"),
+    "directory": ("repository", "snapshots"),
+    "log": ("file",),
+}
+
+
+def split_address(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """``"HOST:PORT"`` or ``"[V6]:PORT"`` -> (host, port). Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or port.endswith("]") or (":" in host and not host.startswith("[")):
+        if default_port is None:
+            raise ValueError(f"{text!r} is not HOST:PORT")
+        host, port = text, str(default_port)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def load(file: str | os.PathLike[str], role: Role | None = None, pool: int | None = None) -> Config:
+    """Read, check and complete the file. ``role`` and ``pool`` override it. Raises ConfigError with all mistakes."""
+    name = os.fspath(file)
+    try:
+        raw = tomllib.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(name, [f"cannot be read: {e.strerror}"]) from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(name, [f"is not TOML: {e}"]) from e
+    if role is not None:
+        raw["role"] = role
+    if pool is not None:
+        raw["pool"] = pool
+    mistakes = list(_mistakes(raw, Config))
+    if mistakes:
+        raise ConfigError(name, mistakes)
+    config = msgspec.convert(raw, Config)
+    if mistakes := check(config):
+        raise ConfigError(name, mistakes)
+    return _absolute(config, pathlib.Path(file).resolve().parent)
+
+
+def _mistakes(table: dict[str, Any], struct: type[_Section], where: str = "") -> Iterator[str]:
+    """Every key of ``table`` that is unknown, missing or of the wrong type, as one line each."""
+    fields = {f.name: f for f in msgspec.structs.fields(struct)}
+    for key, field in fields.items():
+        if field.required and key not in table:
+            yield f"{where}{key}: is missing"
+    for key, value in table.items():
+        if key not in fields:
+            yield f"{where}{key}: unknown key; known here: {', '.join(sorted(fields))}"
+            continue
+        kind = fields[key].type
+        inner = (typing.get_args(kind) or (kind,))[0]
+        section = isinstance(inner, type) and issubclass(inner, _Section)
+        if section and isinstance(value, dict) and inner is kind:
+            yield from _mistakes(value, inner, f"{where}{key}.")
+        elif section and isinstance(value, list) and inner is not kind:
+            for n, part in enumerate(value):
+                if isinstance(part, dict):
+                    yield from _mistakes(part, inner, f"{where}{key}[{n}].")
+                else:
+                    yield f"{where}{key}[{n}]: must be a table"
+        else:
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as e:
+                yield f"{where}{key}: {str(e).partition(' - at `$')[0]}"
+
+
+def check(config: Config) -> list[str]:
+    """Mistakes that types do not show."""
+    mistakes = []
+    addresses = [(f"listen[{n}].address", x.address) for n, x in enumerate(config.listen)]
+    addresses.append(("admin.listen", config.admin.listen))
+    addresses += [(f"dns.zones[{n}].primary", z.primary) for n, z in enumerate(config.dns.zones)]
+    for key in ("next_hop", "smarthost"):
+        if getattr(config.relay, key):
+            addresses.append((f"relay.{key}", getattr(config.relay, key)))
+    for key, address in addresses:
+        try:
+            split_address(address, 53 if key.startswith("dns") else None)
+        except ValueError as e:
+            mistakes.append(f"{key}: {e}")
+    for n, listen in enumerate(config.listen):
+        for network in listen.trusted:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as e:
+                mistakes.append(f"listen[{n}].trusted: {e}")
+        if listen.service == "submission" and listen.tls == "none":
+            mistakes.append(f"listen[{n}].tls: submission needs implicit or starttls, passwords are sent")
+        if listen.service == "submission" and listen.trusted:
+            mistakes.append(f'listen[{n}].trusted: only for service = "relay"')
+    if config.role in ("submission", "signer") and not config.relay.next_hop:
+        mistakes.append(f"relay.next_hop: role {config.role} needs the address of the next role")
+    if config.pool < 0:
+        mistakes.append("pool: must be 0 (one for each core) or more")
+    if not config.hostname or any(c.isspace() for c in config.hostname):
+        mistakes.append("hostname: must be the host's full domain name")
+    return mistakes
+
+
+def _absolute(config: Config, base: pathlib.Path) -> Config:
+    def full(value: str) -> str:
+        return str(base / value) if value else ""
+
+    changes: dict[str, Any] = {"run": full(config.run), "data": full(config.data)}
+    for section, keys in _PATHS.items():
+        part = getattr(config, section)
+        changes[section] = msgspec.structs.replace(part, **{k: full(getattr(part, k)) for k in keys})
+    zones = tuple(msgspec.structs.replace(z, key_file=full(z.key_file)) for z in config.dns.zones)
+    changes["dns"] = msgspec.structs.replace(config.dns, zones=zones)
+    return msgspec.structs.replace(config, **changes)

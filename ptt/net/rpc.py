@@ -1,0 +1,237 @@
+"""Calls between our own processes over Unix sockets: msgpack frames, requests with ids, many at once.
+
+The framing is sans-IO (``frame``, ``Frames``) and serves plain processes as well as gevent ones.
+``RpcClient`` is the gevent side: many greenlets call, one connection carries; what is sent within one
+turn of the loop goes out in one write. ``serve`` is the gevent server.
+
+A request is ``[id, method, argument]``, its answer ``[id, error or None, result]``.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import gevent.event
+import gevent.lock
+import gevent.pool
+import msgspec
+from gevent import socket
+
+MAX_FRAME = 16 * 1024 * 1024  # a frame is a batch of requests of a few KiB; more is a fault of the peer
+RECV_BYTES = 256 * 1024
+MAX_CALLS = 256  # requests of one connection that a server works on at once
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_LENGTH = struct.Struct("!I")
+
+
+class RpcError(Exception):
+    """The other process answered with an error (its text). Raised to the caller of ``call``."""
+
+
+class RpcUnavailable(RpcError):
+    """The other process could not be reached, or did not answer in time. The call may or may not have happened."""
+
+
+def frame(message: object) -> bytes:
+    """One message, framed."""
+    payload = _encode(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class Frames:
+    """Bytes in, messages out. ``feed`` raises ValueError for a frame that is too long or is not msgpack."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= 4:
+                (length,) = _LENGTH.unpack_from(buffer, start)
+                if length > MAX_FRAME:
+                    raise ValueError(f"frame of {length} bytes")
+                if len(buffer) - start - 4 < length:
+                    break
+                payload = bytes(buffer[start + 4 : start + 4 + length])
+                start += 4 + length
+                try:
+                    yield _decode(payload)
+                except msgspec.MsgspecError as e:
+                    raise ValueError(f"not msgpack: {e}") from e
+        finally:
+            del buffer[:start]
+
+
+def connect_unix(path: str, timeout: float) -> socket.socket:
+    """Connect to a Unix socket whatever the length of its path (the kernel's limit is 108 bytes). Raises OSError."""
+    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(directory)
+    return sock
+
+
+class RpcClient:
+    """Calls to one server. Connects when first needed and again after a loss; safe for many greenlets.
+
+    ``timeout`` is in seconds, for one call with its connect.
+    """
+
+    def __init__(self, path: str, timeout: float = 10.0) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._socket: socket.socket | None = None
+        self._connecting = gevent.lock.RLock()
+        self._waiting: dict[int, gevent.event.AsyncResult] = {}
+        self._next = 0
+        self._out: list[bytes] = []
+        self._flushing = False
+
+    def call(self, method: str, argument: object = None, timeout: float | None = None) -> Any:
+        """Send a request and wait for its answer. Raises RpcError, RpcUnavailable."""
+        limit = self.timeout if timeout is None else timeout
+        answer = gevent.event.AsyncResult()
+        self._next += 1
+        number = self._next
+        try:
+            self._connected(limit)
+            self._waiting[number] = answer
+            self._out.append(frame([number, method, argument]))
+            if not self._flushing:
+                self._flushing = True
+                gevent.spawn(self._flush)
+            error, result = answer.get(timeout=limit)
+        except gevent.Timeout as e:
+            raise RpcUnavailable(f"{method}: no answer in {limit} s") from e
+        except OSError as e:
+            raise RpcUnavailable(f"{method}: {e.strerror or e}") from e
+        finally:
+            self._waiting.pop(number, None)
+        if error is not None:
+            raise RpcError(error)
+        return result
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._lost(self._socket, "closed")
+
+    def _connected(self, timeout: float) -> None:
+        if self._socket is None:
+            with self._connecting:  # yields while another greenlet connects
+                if self._socket is None:
+                    self._socket = connect_unix(self.path, timeout)
+                    self._socket.settimeout(None)
+                    gevent.spawn(self._read, self._socket)
+
+    def _flush(self) -> None:
+        try:
+            while self._out and (sock := self._socket) is not None:
+                out, self._out = self._out, []
+                try:
+                    sock.sendall(b"".join(out))  # yields: what is called meanwhile goes out in the next round
+                except OSError as e:
+                    self._lost(sock, str(e))
+        finally:
+            self._flushing = False
+
+    def _read(self, sock: socket.socket) -> None:
+        frames = Frames()
+        try:
+            while data := sock.recv(RECV_BYTES):
+                for number, error, result in frames.feed(data):
+                    if waiting := self._waiting.get(number):
+                        waiting.set((error, result))
+            self._lost(sock, "connection closed")
+        except (OSError, ValueError) as e:
+            self._lost(sock, str(e))
+
+    def _lost(self, sock: socket.socket, reason: str) -> None:
+        if self._socket is sock:
+            self._socket = None
+            self._out = []
+            waiting, self._waiting = self._waiting, {}
+            for answer in waiting.values():
+                answer.set_exception(RpcUnavailable(reason))
+        sock.close()
+
+
+Handler = Callable[[Any], Any]
+
+
+def serve(listener: socket.socket, methods: dict[str, Handler], uids: frozenset[int]) -> None:
+    """Accept for ever (run it in a greenlet). Only peers with a uid in ``uids`` are heard.
+
+    A handler that raises RpcError sends its text; any other exception is answered with its class alone
+    and raised again in the handler's greenlet, so that it is logged.
+    """
+    while True:
+        sock, _ = listener.accept()
+        if peer_uid(sock) not in uids:
+            sock.close()
+            continue
+        gevent.spawn(_serve_one, sock, methods)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user id of the process at the other end of a Unix socket."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", credentials)[1]
+    return uid
+
+
+def _serve_one(sock: socket.socket, methods: dict[str, Handler]) -> None:
+    frames = Frames()
+    calls = gevent.pool.Pool(MAX_CALLS)
+    lock = gevent.lock.Semaphore()
+    try:
+        while data := sock.recv(RECV_BYTES):
+            for number, method, argument in frames.feed(data):
+                calls.spawn(_answer, sock, lock, methods, number, method, argument)  # yields when the pool is full
+    except (OSError, ValueError):
+        pass
+    finally:
+        calls.kill()
+        sock.close()
+
+
+def _answer(
+    sock: socket.socket,
+    lock: gevent.lock.Semaphore,
+    methods: dict[str, Handler],
+    number: int,
+    method: str,
+    argument: Any,
+) -> None:
+    try:
+        if method not in methods:
+            raise RpcError(f"no method {method!r}")
+        answer = [number, None, methods[method](argument)]
+    except RpcError as e:
+        answer = [number, str(e), None]
+    except Exception as e:
+        _send(sock, lock, frame([number, type(e).__name__, None]))
+        raise
+    _send(sock, lock, frame(answer))
+
+
+def _send(sock: socket.socket, lock: gevent.lock.Semaphore, data: bytes) -> None:
+    try:
+        with lock:  # sendall yields: answers must not mix
+            sock.sendall(data)
+    except OSError:  # the caller went away: its connection is being closed by the reader
+        pass

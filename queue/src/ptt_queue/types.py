@@ -1,0 +1,136 @@
+"""The nouns of the queue: what crosses its interface, in memory and on the wire.
+
+The queue knows opaque bytes, stages, lanes, groups, due times and leases. It knows nothing of mail.
+All times are whole milliseconds since the epoch (UTC).
+
+* A *message* is a body stored once, an opaque ``meta`` and one or more tasks.
+* A *task* is the unit that is leased: one message x one lane in one stage, with the items (stable ids)
+  that are still to be done there.
+* A *lane* is what one task waits for (a domain, a next hop). A *group* is a set of lanes with common limits.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+MESSAGE_ID_BYTES = 12
+"""A message id: 6 bytes of milliseconds, 6 random bytes. Chosen by the client, so ids sort by time."""
+
+DEFAULT_CLASS = 1
+"""Priority classes: 0 urgent, 1 normal, 2 bulk."""
+
+
+class State(enum.IntEnum):
+    """Where a task is in the store. Leased is not a state of the store: leases live in the dispatcher."""
+
+    WAITING = 0  # ready when due <= now, delayed otherwise
+    HELD = 1  # an operator or a policy stopped it; never leased
+    FAILED = 2  # given up, kept for the operator; never leased
+
+
+class Item(msgspec.Struct, array_like=True, frozen=True):
+    """One recipient of a message, opaque to the queue. ``id`` is unique in its message and never reused."""
+
+    id: int
+    data: bytes
+
+
+class NewTask(msgspec.Struct, array_like=True, frozen=True):
+    """A task to be stored: with a new message, or in place of a task that is being settled.
+
+    ``then`` names the lane whose token is wanted together with the lease, for a task that will move on
+    at once to that lane (a message that is signed and delivered in one go). Empty: none.
+    """
+
+    stage: int
+    lane: str
+    items: list[Item]
+    due: int
+    then: str = ""
+    state: State = State.WAITING
+    attempts: int = 0
+    note: bytes = b""  # opaque: the result of the last attempt
+    maybe: bool = False  # an earlier attempt may have succeeded without our knowing
+
+
+class NewMessage(msgspec.Struct, array_like=True, frozen=True):
+    """A message to be stored. Its body travels beside it, or was staged before under the same id."""
+
+    id: bytes
+    meta: bytes
+    tasks: list[NewTask]
+    size: int  # of the body, in bytes
+    created: int
+    expires: int = 0  # 0: never
+    priority: int = DEFAULT_CLASS
+    staged: bool = False  # the body was sent before, in parts, with ``stage``
+
+
+class Task(msgspec.Struct, array_like=True, frozen=True):
+    """A leased task, with what its holder needs of its message. The body is read apart."""
+
+    message: bytes
+    number: int  # unique in its message, never reused
+    stage: int
+    lane: str
+    items: list[Item]
+    due: int
+    attempts: int
+    note: bytes
+    maybe: bool
+    then: bool  # the token of the lane named by ``then`` came with the lease
+    meta: bytes
+    prefix: bytes  # bytes that a former stage put in front of the body (a signature field)
+    size: int
+    created: int
+    expires: int
+    priority: int
+
+
+class Refusal(enum.StrEnum):
+    """Why a message was not stored."""
+
+    FULL = "full"  # above a high-water mark: try later
+    DUPLICATE = "duplicate"  # the id is taken by another message
+    INVALID = "invalid"  # malformed: the client's fault
+    FAILED = "failed"  # the store could not write
+
+
+class PutResult(msgspec.Struct, array_like=True, frozen=True):
+    """``refused`` is None when the message is on stable storage. ``leased``: tasks leased with the put."""
+
+    refused: Refusal | None
+    leased: list[Task]
+
+
+class Settle(msgspec.Struct, array_like=True, frozen=True):
+    """The end of a lease: the task is replaced, in one transaction, by ``tasks`` (none: it is done).
+
+    Acknowledge: no tasks. Retry: the same items with a later ``due``. Hold: ``state`` HELD. Fail: FAILED, or
+    done together with ``puts`` (messages stored in the same transaction, their bodies beside the request).
+    ``prefix``, when not None, replaces the message's prefix. With ``lease`` the new tasks that are due and
+    for which there is a token are leased to the caller at once.
+    """
+
+    message: bytes
+    number: int
+    tasks: list[NewTask] = []
+    prefix: bytes | None = None
+    puts: list[NewMessage] = []
+    lease: bool = False
+
+
+class SettleResult(msgspec.Struct, array_like=True, frozen=True):
+    """``stored`` is False when the lease was no longer the caller's: nothing was changed then."""
+
+    stored: bool
+    leased: list[Task]
+
+
+class GroupLimit(msgspec.Struct, array_like=True, frozen=True):
+    """Limits of a group: tasks in flight at once, and tasks per second (0: no limit)."""
+
+    in_flight: int
+    per_second: float = 0.0
