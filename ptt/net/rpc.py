@@ -1,8 +1,8 @@
 """Calls between our own processes over Unix sockets: msgpack frames, requests with ids, many at once.
 
-The framing is sans-IO (``frame``, ``Frames``) and serves plain processes as well as gevent ones.
-``RpcClient`` is the gevent side: many greenlets call, one connection carries; what is sent within one
-turn of the loop goes out in one write. ``serve`` is the gevent server.
+The framing is ``ptt.net.frames``, which plain processes use without gevent. ``RpcClient`` is the gevent
+side: many greenlets call, one connection carries; what is sent within one turn of the loop goes out in one
+write. ``serve`` is the gevent server.
 
 A request is ``[id, method, argument]``, its answer ``[id, error or None, result]``.
 """
@@ -10,24 +10,31 @@ A request is ``[id, method, argument]``, its answer ``[id, error or None, result
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 import gevent.event
 import gevent.lock
 import gevent.pool
-import msgspec
 from gevent import socket
 
-MAX_FRAME = 16 * 1024 * 1024  # a frame is a batch of requests of a few KiB; more is a fault of the peer
-RECV_BYTES = 256 * 1024
-MAX_CALLS = 256  # requests of one connection that a server works on at once
+from ptt.net.frames import MAX_FRAME, RECV_BYTES, Frames, frame, peer_uid
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
-_LENGTH = struct.Struct("!I")
+__all__ = [
+    "MAX_FRAME",
+    "Frames",
+    "Handler",
+    "RpcClient",
+    "RpcError",
+    "RpcUnavailable",
+    "connect_unix",
+    "frame",
+    "peer_uid",
+    "serve",
+]
+
+MAX_CALLS = 256  # requests of one connection that a server works on at once
 
 
 class RpcError(Exception):
@@ -36,39 +43,6 @@ class RpcError(Exception):
 
 class RpcUnavailable(RpcError):
     """The other process could not be reached, or did not answer in time. The call may or may not have happened."""
-
-
-def frame(message: object) -> bytes:
-    """One message, framed."""
-    payload = _encode(message)
-    return _LENGTH.pack(len(payload)) + payload
-
-
-class Frames:
-    """Bytes in, messages out. ``feed`` raises ValueError for a frame that is too long or is not msgpack."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Any]:
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        try:
-            while len(buffer) - start >= 4:
-                (length,) = _LENGTH.unpack_from(buffer, start)
-                if length > MAX_FRAME:
-                    raise ValueError(f"frame of {length} bytes")
-                if len(buffer) - start - 4 < length:
-                    break
-                payload = bytes(buffer[start + 4 : start + 4 + length])
-                start += 4 + length
-                try:
-                    yield _decode(payload)
-                except msgspec.MsgspecError as e:
-                    raise ValueError(f"not msgpack: {e}") from e
-        finally:
-            del buffer[:start]
 
 
 def connect_unix(path: str, timeout: float) -> socket.socket:
@@ -185,13 +159,6 @@ def serve(listener: socket.socket, methods: dict[str, Handler], uids: frozenset[
             sock.close()
             continue
         gevent.spawn(_serve_one, sock, methods)
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """The user id of the process at the other end of a Unix socket."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    uid: int = struct.unpack("3i", credentials)[1]
-    return uid
 
 
 def _serve_one(sock: socket.socket, methods: dict[str, Handler]) -> None:
