@@ -109,6 +109,7 @@ class Retry(_Section, frozen=True):
 class Relay(_Section, frozen=True):
     next_hop: str = ""  # "HOST:PORT" of the next role (mutual TLS); empty: the recipients' MX
     next_hop_name: str = ""  # the name its internal certificate must bear; empty: the host of next_hop
+    bounce_hop: str = ""  # role relay: "HOST:PORT" of the signer, where our bounces go first; empty: as other mail
     smarthost: str = ""  # "HOST:PORT": everything goes there instead of the MX, opportunistic TLS
     mx_port: Port = 25
     ehlo: str = ""  # empty: hostname
@@ -264,7 +265,7 @@ def check(config: Config) -> list[str]:
     addresses = [(f"listen[{n}].address", x.address) for n, x in enumerate(config.listen)]
     addresses.append(("admin.listen", config.admin.listen))
     addresses += [(f"dns.zones[{n}].primary", z.primary) for n, z in enumerate(config.dns.zones)]
-    for key in ("next_hop", "smarthost"):
+    for key in ("next_hop", "bounce_hop", "smarthost"):
         if getattr(config.relay, key):
             addresses.append((f"relay.{key}", getattr(config.relay, key)))
     for key, address in addresses:

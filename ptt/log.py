@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import traceback
 from typing import Any
 
 import msgspec
@@ -47,3 +48,8 @@ class Log:
 
     def debug(self, event: str, **fields: Any) -> None:
         self.event(event, "debug", **fields)
+
+    def exception(self, event: str, error: BaseException, **fields: Any) -> None:
+        """An unexpected exception of our own, with its traceback."""
+        trace = "".join(traceback.format_exception(error))
+        self.event(event, "error", error=type(error).__name__, traceback=trace, **fields)

@@ -67,3 +67,34 @@ def parse_id(text: str) -> bytes:
 def domain_of(address: str) -> str:
     """The domain of an address in lower case ("" if there is none). Literals keep their brackets."""
     return address.rpartition("@")[2].lower() if "@" in address else ""
+
+
+NOTE_REPLIES = 20  # distinct replies kept of one attempt: enough to tell why, bounded for 1,000 recipients
+NOTE_REPLY_CHARS = 500
+
+
+class Reply(msgspec.Struct, array_like=True, frozen=True):
+    """What was said of some recipients: the text, the phase in which it came, and the peer that said it."""
+
+    text: str
+    phase: str
+    peer: str
+    items: list[int]  # ids of the recipients
+
+
+class Note(msgspec.Struct, array_like=True, frozen=True):
+    """The result of the last attempt of a task: the queue's ``note``."""
+
+    when: int  # ms since the epoch
+    replies: list[Reply]
+
+
+NOTE = msgspec.msgpack.Decoder(Note)
+
+
+def decode_note(note: bytes) -> Note | None:
+    """A task's note, or None when there is none or it is not ours."""
+    try:
+        return NOTE.decode(note) if note else None
+    except msgspec.MsgspecError:
+        return None

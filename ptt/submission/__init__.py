@@ -1,1 +1,1 @@
-"""submission"""
+"""Mail comes in: listeners, sessions, who may send what, and the moment of the 250."""

@@ -1,0 +1,264 @@
+"""A worker's journey of one message: lease, sign, deliver, settle. One greenlet for each leased task.
+
+What is decided here is decided in ``ptt.plan``; this module calls the signer and the relay, and reports to the
+queue. An unexpected exception of our own defers the task; it never ends the worker or loses the lease's recipients.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import gevent
+import gevent.pool
+from ptt_queue.types import GroupLimit, NewMessage, NewTask, PutResult, Settle, Task
+
+from ptt import plan
+from ptt.config import Config
+from ptt.log import Log
+from ptt.message import ENVELOPE, Envelope, Recipient, Stage, new_id, show_id
+from ptt.metrics import Counters
+from ptt.relay.bounce import bounce
+from ptt.relay.delivery import Relay
+from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
+from ptt.relay.retry import next_attempt
+from ptt.signer.stage import Signed, Signing
+from ptt.spool import Spool, SpoolUnavailable
+
+LEASE_MOST = 32  # tasks asked for at once
+OUR_FAULT_RETRY_MS = 60_000  # after an unexpected exception of our own
+KNOWN_SITES = 50_000  # lanes whose site was told to the queue process
+HELD_BYTES = 256 * 1024 * 1024  # bodies that one worker keeps in memory on their way; above, they wait in the queue
+PAUSE_SECONDS = 0.5  # before asking again, while the queue process is away
+
+
+class Pipeline:
+    """The tasks of one worker. ``signing`` is None for a role that does not sign."""
+
+    def __init__(
+        self,
+        config: Config,
+        spool: Spool,
+        signing: Signing | None,
+        relay: Relay,
+        log: Log,
+        counters: Counters,
+        signing_domain: Callable[[str], str] = lambda _domain: "",
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config
+        self.spool = spool
+        self.signing = signing
+        self.relay = relay
+        self.log = log
+        self.counters = counters
+        self.signing_domain = signing_domain
+        self.clock = clock
+        self.rng = rng or random.Random()  # noqa: S311  (jitter, not a secret)
+        self.stages = [Stage.SIGN, Stage.DELIVER] if signing else [Stage.DELIVER]
+        self.pool = gevent.pool.Pool(config.relay.in_flight)
+        self.held_bytes = 0
+        self.stopping = False
+        self._sites: OrderedDict[str, str] = OrderedDict()
+
+    def now_ms(self) -> int:
+        return int(self.clock() * 1000)
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    def accept(self, id: bytes, envelope: Envelope, recipients: Sequence[Recipient], body: bytes) -> PutResult:
+        """Commit a new message and start on it at once if there is room. Returns when it is on stable storage.
+
+        Raises SpoolUnavailable.
+        """
+        message = plan.new_message(id, envelope, recipients, len(body), self.config, self.now_ms())
+        room = not self.stopping and not self.pool.full() and self.held_bytes + len(body) <= HELD_BYTES
+        result = self.spool.put(message, body, lease=room)
+        for task in result.leased:
+            self._start(task, body)
+        return result
+
+    def run(self) -> None:
+        """Lease what is due, for ever; run it in a greenlet. ``stop`` ends it."""
+        while not self.stopping:
+            self.pool.wait_available()
+            most = min(self.pool.free_count(), LEASE_MOST)
+            if self.stopping or not most:
+                continue
+            try:
+                tasks = self.spool.lease(most, self.stages)
+            except SpoolUnavailable:
+                gevent.sleep(PAUSE_SECONDS)
+                continue
+            for task in tasks:
+                self._start(task, None)
+
+    def stop(self, timeout: float) -> None:
+        """Lease nothing more and wait, at most ``timeout`` seconds, for what is under way."""
+        self.stopping = True
+        self.pool.join(timeout)
+
+    # -- one task --------------------------------------------------------------------------------------------
+
+    def _start(self, task: Task, body: bytes | None) -> None:
+        self.held_bytes += task.size
+        self.pool.add(gevent.spawn(self._journey, task, body))  # add may yield; the greenlet is running already
+
+    def _journey(self, task: Task, body: bytes | None) -> None:
+        try:
+            envelope = ENVELOPE.decode(task.meta)
+            content = self.spool.body(task) if body is None else body
+            if task.stage == Stage.SIGN:
+                self._sign(task, envelope, content)
+            else:
+                self._deliver(task, envelope, content, task.lane, None)
+        except SpoolUnavailable as e:  # the lease ends with the queue process, or is claimed again by the spool
+            self.log.warning("unsettled", reason=str(e), **plan.describe(task))
+        except Exception as e:
+            self._our_fault(task, e)
+        finally:
+            self.held_bytes -= task.size
+
+    def _our_fault(self, task: Task, error: Exception) -> None:
+        self.counters.count("ptt_errors_total", "pipeline")
+        self.log.exception("task failed unexpectedly", error, **plan.describe(task))
+        same = NewTask(
+            task.stage,
+            task.lane,
+            task.items,
+            self.now_ms() + OUR_FAULT_RETRY_MS,
+            attempts=task.attempts + 1,
+            note=task.note,
+            maybe=task.maybe,
+        )
+        try:
+            self.spool.settle(Settle(task.message, task.number, [same]))
+        except SpoolUnavailable as e:
+            self.log.warning("unsettled", reason=str(e), **plan.describe(task))
+
+    # -- sign ------------------------------------------------------------------------------------------------
+
+    def _sign(self, task: Task, envelope: Envelope, body: bytes) -> None:
+        if self.signing is None:
+            raise RuntimeError("a task in stage sign at a role that does not sign")
+        began = self.clock()
+        result = self.signing.sign(envelope, show_id(task.message), body)
+        if not isinstance(result, Signed):
+            self._wait_for_signature(task, envelope, body, result.reason)
+            return
+        self.counters.observe("ptt_sign_seconds", self.clock() - began)
+        self.counters.count("ptt_signed_total", result.domain)
+        self.log.event("signed", id=show_id(task.message), domain=result.domain, selectors=result.selectors)
+        now = self.now_ms()
+        tasks = plan.deliver_tasks(task.items, self.config, now, envelope.bounce)
+        if task.then and len(tasks) == 1:
+            self._deliver(task, envelope, body, tasks[0].lane, result.prefix)
+            return
+        settled = self.spool.settle(Settle(task.message, task.number, tasks, result.prefix, lease=True))
+        for following in settled.leased:
+            self._start(following, body)
+
+    def _wait_for_signature(self, task: Task, envelope: Envelope, body: bytes, reason: str) -> None:
+        now = self.now_ms()
+        self.counters.count("ptt_sign_wait_total", reason)
+        outcome = Deferred(text=f"not signed: {reason}", phase="sign", peer="")
+        outcomes: dict[int, Outcome] = {item.id: outcome for item in task.items}
+        if 0 < task.expires <= now:
+            self._settle(task, envelope, [body], outcomes, Settle(task.message, task.number), expired=True)
+            return
+        due = now + plan.sign_retry_ms(task.attempts)
+        self.log.warning("waits for its signature", reason=reason, retry_ms=due - now, **plan.describe(task))
+        again = NewTask(
+            task.stage,
+            task.lane,
+            task.items,
+            due,
+            plan.then_of(task.items, self.config, envelope.bounce),
+            attempts=task.attempts + 1,
+            note=plan.note_of(outcomes, now),
+        )
+        self.spool.settle(Settle(task.message, task.number, [again]))
+
+    # -- deliver -----------------------------------------------------------------------------------------------
+
+    def _deliver(self, task: Task, envelope: Envelope, body: bytes, lane: str, prefix: bytes | None) -> None:
+        content = [prefix if prefix is not None else task.prefix, body]
+        outcomes = self.relay.deliver(
+            lane,
+            envelope,
+            show_id(task.message),
+            plan.recipients_of(task.items),
+            content,
+            lambda: self.spool.mark(task),
+        )
+        self._tell_site(lane)
+        now = self.now_ms()
+        attempts = task.attempts if task.stage == Stage.DELIVER else 0
+        due = next_attempt(self.config.relay.retry, attempts, now, task.expires, self.rng)
+        settle = plan.settlement(task, outcomes, lane, prefix, due, now)
+        self._count(task, outcomes, now)
+        self._settle(task, envelope, content, outcomes, settle, expired=not due)
+
+    def _settle(
+        self,
+        task: Task,
+        envelope: Envelope,
+        content: list[bytes],
+        outcomes: dict[int, Outcome],
+        settle: Settle,
+        expired: bool,
+    ) -> None:
+        """Settle, with the bounce for those who failed, in one transaction."""
+        failures = plan.failures_of(task, outcomes, expired)
+        puts, bodies = [], []
+        if failures and (made := self._bounce(task, envelope, content, failures)):
+            puts, bodies = [made[0]], [made[1]]
+        result = self.spool.settle(
+            Settle(settle.message, settle.number, settle.tasks, settle.prefix, puts, settle.lease), bodies
+        )
+        if not result.stored:
+            self.log.warning("lease lost before it was settled", **plan.describe(task))
+
+    def _bounce(
+        self, task: Task, envelope: Envelope, content: list[bytes], failures: list[plan.Failure]
+    ) -> tuple[NewMessage, bytes] | None:
+        """The bounce as a new message; None for mail that has no sender (RFC 5321 6.1)."""
+        shown = show_id(task.message)
+        if not envelope.sender or envelope.bounce:
+            self.counters.count("ptt_bounces_total", "discarded")
+            for failure in failures:
+                self.log.warning("bounce not sent", id=shown, to=failure.recipient.address, reason=failure.outcome.text)
+            return None
+        now = self.now_ms()
+        pairs = [(f.recipient, f.outcome) for f in failures]
+        new_envelope, recipient, body = bounce(envelope, shown, pairs, b"".join(content), self.config.hostname, now)
+        domain = self.signing_domain(self.config.hostname)
+        new_envelope = Envelope(
+            sender="", received=now, signing_domain=domain, eightbit=new_envelope.eightbit, bounce=True
+        )
+        id = new_id(now)
+        self.counters.count("ptt_bounces_total", "failure")
+        self.log.event("bounced", id=shown, bounce=show_id(id), to=envelope.sender, recipients=len(failures))
+        return plan.new_message(id, new_envelope, [recipient], len(body), self.config, now), body
+
+    def _count(self, task: Task, outcomes: dict[int, Outcome], now: int) -> None:
+        names = {Delivered: "delivered", Deferred: "deferred", Failed: "failed"}
+        for outcome in outcomes.values():
+            self.counters.count("ptt_attempts_total", names[type(outcome)])
+            if isinstance(outcome, Delivered):
+                self.counters.observe("ptt_delivery_seconds", max(0, now - task.created) / 1000)
+            elif isinstance(outcome, Deferred) and outcome.maybe:
+                self.counters.count("ptt_maybe_delivered_total")
+
+    def _tell_site(self, lane: str) -> None:
+        """Tell the dispatcher which site the lane belongs to, when that is new."""
+        site = self.relay.site_of(lane)
+        if site is None or self._sites.get(lane) == site:
+            return
+        self._sites[lane] = site
+        if len(self._sites) > KNOWN_SITES:
+            self._sites.popitem(last=False)
+        self.spool.assign(lane, site, GroupLimit(self.config.relay.site_in_flight))

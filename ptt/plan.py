@@ -1,0 +1,140 @@
+"""Which tasks a message becomes, and what replaces a task after an attempt: pure decisions, no I/O.
+
+A message that is signed has one task in stage SIGN whose lane is the signing domain; its deliver tasks, one
+for each lane, are made when it is signed. Other messages go to stage DELIVER at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from ptt_queue.types import Item, NewMessage, NewTask, Settle, Task
+
+from ptt.config import Config
+from ptt.message import (
+    NOTE_REPLIES,
+    NOTE_REPLY_CHARS,
+    RECIPIENT,
+    Envelope,
+    Note,
+    Recipient,
+    Reply,
+    Stage,
+    domain_of,
+    encode,
+    show_id,
+)
+from ptt.relay.outcome import Deferred, Failed, Outcome
+
+HOP = "hop:"
+"""Prefix of the lanes that lead to another role of ours; no domain contains a colon."""
+
+SIGN_RETRY_CEILING_MS = 60_000  # a key that is back or served again is used within a minute
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A recipient that will not be reached, for the bounce."""
+
+    recipient: Recipient
+    outcome: Failed | Deferred  # Deferred: the last word before it expired
+
+
+def lane_of(address: str, config: Config, bounce: bool = False) -> str:
+    """The lane that an address waits in: its domain, the smarthost, or the next role."""
+    if bounce and config.relay.bounce_hop:
+        return HOP + config.relay.bounce_hop
+    if config.relay.next_hop:
+        return HOP + config.relay.next_hop
+    return domain_of(address)
+
+
+def items_of(recipients: Sequence[Recipient]) -> list[Item]:
+    return [Item(n, encode(r)) for n, r in enumerate(recipients, 1)]
+
+
+def recipients_of(items: Sequence[Item]) -> list[tuple[int, Recipient]]:
+    return [(item.id, RECIPIENT.decode(item.data)) for item in items]
+
+
+def deliver_tasks(items: Sequence[Item], config: Config, due: int, bounce: bool = False) -> list[NewTask]:
+    """One task for each lane, recipients in the order given."""
+    lanes: dict[str, list[Item]] = {}
+    for item in items:
+        lanes.setdefault(lane_of(RECIPIENT.decode(item.data).address, config, bounce), []).append(item)
+    return [NewTask(Stage.DELIVER, lane, some, due) for lane, some in lanes.items()]
+
+
+def then_of(items: Sequence[Item], config: Config, bounce: bool = False) -> str:
+    """The lane that a task in stage SIGN moves on to, when there is only one; else ""."""
+    tasks = deliver_tasks(items, config, 0, bounce)
+    return tasks[0].lane if len(tasks) == 1 else ""
+
+
+def first_tasks(envelope: Envelope, items: Sequence[Item], config: Config, due: int) -> list[NewTask]:
+    """The tasks of a new message."""
+    if config.signs and envelope.signing_domain:
+        then = then_of(items, config, envelope.bounce)
+        return [NewTask(Stage.SIGN, envelope.signing_domain, list(items), due, then)]
+    return deliver_tasks(items, config, due, envelope.bounce)
+
+
+def new_message(
+    id: bytes, envelope: Envelope, recipients: Sequence[Recipient], size: int, config: Config, now: int
+) -> NewMessage:
+    """The queue's record of a new message, due at once."""
+    expires = now + int(config.queue.max_age_seconds * 1000)
+    tasks = first_tasks(envelope, items_of(recipients), config, now)
+    return NewMessage(id, encode(envelope), tasks, size, now, expires)
+
+
+def sign_retry_ms(attempts: int) -> int:
+    """How long a message waits for its signature: 1 s, doubling to a minute."""
+    return min(1000 << min(attempts, 10), SIGN_RETRY_CEILING_MS)
+
+
+def note_of(outcomes: Mapping[int, Outcome], now: int) -> bytes:
+    """The note of an attempt: its distinct replies, each with the recipients that it concerns."""
+    replies: dict[tuple[str, str, str], list[int]] = {}
+    for item, outcome in outcomes.items():
+        key = (outcome.text[:NOTE_REPLY_CHARS], outcome.phase, outcome.peer)
+        if key in replies or len(replies) < NOTE_REPLIES:
+            replies.setdefault(key, []).append(item)
+    return encode(Note(now, [Reply(text, phase, peer, items) for (text, phase, peer), items in replies.items()]))
+
+
+def failures_of(task: Task, outcomes: Mapping[int, Outcome], expired: bool) -> list[Failure]:
+    """The recipients that have failed for good: refused, or still deferred when the message expires."""
+    found = []
+    for id, recipient in recipients_of(task.items):
+        outcome = outcomes[id]
+        if isinstance(outcome, Failed) or (expired and isinstance(outcome, Deferred)):
+            found.append(Failure(recipient, outcome))
+    return found
+
+
+def settlement(task: Task, outcomes: Mapping[int, Outcome], lane: str, prefix: bytes | None, due: int, now: int) -> Settle:
+    """What replaces a task after a delivery attempt in ``lane``: a task with the deferred recipients, or nothing.
+
+    ``due``: when the deferred ones are tried again; 0 when the message has expired and they have failed too.
+    ``prefix``: the signature field, when the task comes straight from stage SIGN and is not stored with it.
+    """
+    left = [item for item in task.items if isinstance(outcomes[item.id], Deferred)] if due else []
+    if not left:
+        return Settle(task.message, task.number)
+    deferred = {item.id: outcomes[item.id] for item in left}
+    again = NewTask(
+        Stage.DELIVER,
+        lane,
+        left,
+        due,
+        attempts=task.attempts + 1 if task.stage == Stage.DELIVER else 1,
+        note=note_of(deferred, now),
+        maybe=task.maybe or any(isinstance(o, Deferred) and o.maybe for o in deferred.values()),
+    )
+    return Settle(task.message, task.number, [again], prefix)
+
+
+def describe(task: Task) -> dict[str, object]:
+    """The fields of a task that every log line about it bears."""
+    return {"id": show_id(task.message), "lane": task.lane, "attempt": task.attempts + 1}
