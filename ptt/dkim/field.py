@@ -49,6 +49,7 @@ MAX_INSTANCES = 8  # of one name: RFC 5322, 3.6 allows one (Resent fields: one a
 LINE = 76  # RFC 5322, 2.1.1 recommends 78
 SHAPES = 512  # h= texts remembered: one for each combination of fields that occurs
 
+MAX_DATA = 1024 * 1024  # of all that one signature covers; a To with a thousand recipients is 64 KiB
 MAX_FIELD = 8192  # bytes of a signature field that is read back; ours are under 4 KiB with every name 8 times
 
 _FIELD_NAME = b"dkim-signature"

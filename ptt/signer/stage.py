@@ -1,0 +1,112 @@
+"""Stage ``sign`` of a message, in a worker: which keys, what is hashed, the signature fields.
+
+    signing = build(config)
+    signing.sign(envelope, show_id(id), body) -> Signed(prefix, domain, selectors) | Wait(reason, detail)
+
+``prefix`` goes before the message. Mail of a domain that signs is never let through unsigned: without a usable key or a
+key process the answer is ``Wait``, and the mail stays in its stage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import gevent
+import msgspec
+
+from ptt.config import Config
+from ptt.dkim import canonical, field
+from ptt.dkim.field import Unsigned
+from ptt.message import Envelope
+from ptt.net.rpc import RpcError, RpcUnavailable
+from ptt.signer.client import Request, SignerClient
+from ptt.signer.state import Active, KeyView
+
+OFF_LOOP_BYTES = 256 * 1024  # above, a message is hashed in a thread: 1 ms of this loop for others at most
+
+Reason = Literal[
+    "no key for domain", "key not in DNS", "key process unavailable", "key refused", "header too large to sign"
+]
+
+
+class Signed(msgspec.Struct, frozen=True):
+    """The finished fields, with CRLF, and with which keys they were made."""
+
+    prefix: bytes
+    domain: str
+    selectors: list[str]
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Not now. ``reason`` is one of few, for counting; ``detail`` says more to a person."""
+
+    reason: Reason
+    detail: str = ""
+
+
+class Signing:
+    """Signs messages. ``clock``: seconds since the epoch, for t=."""
+
+    def __init__(self, client: SignerClient, keys: KeyView, clock: Callable[[], float] = time.time) -> None:
+        self._client = client
+        self._keys = keys
+        self._clock = clock
+
+    def sign(self, envelope: Envelope, shown_id: str, body: bytes) -> Signed | Wait:
+        """``body``: the whole message, header and all, with CRLF line ends. Yields to other greenlets."""
+        domain = envelope.signing_domain
+        if not domain:  # nobody's: it has no signature of ours
+            return Signed(b"", "", [])
+        active = self._keys.active(domain)
+        if not active.signing:
+            return Wait("key not in DNS" if active.known else "no key for domain", domain)
+        halves = self._prepare(domain, active, body)
+        if max(len(half.data) for half in halves) > field.MAX_DATA:
+            return Wait("header too large to sign", f"{field.MAX_DATA} bytes are allowed")
+        selectors = [key.selector for key in active.signing]
+        requests = [
+            Request(shown_id, domain, selector, half.data) for selector, half in zip(selectors, halves, strict=True)
+        ]
+        try:
+            signatures = self._client.sign(*requests)
+        except RpcUnavailable as e:
+            return Wait("key process unavailable", str(e))
+        except RpcError as e:
+            return Wait("key refused", str(e))
+        finished = [half.signed(signature) for half, signature in zip(halves, signatures, strict=True)]
+        return Signed(b"".join(finished), domain, selectors)
+
+    def _prepare(self, domain: str, active: Active, body: bytes) -> list[Unsigned]:
+        now = int(self._clock())
+        if len(body) > OFF_LOOP_BYTES:
+            pool = gevent.get_hub().threadpool
+            prepared: list[Unsigned] = pool.apply(prepare, (domain, active, body, now))
+            return prepared
+        return prepare(domain, active, body, now)
+
+
+def prepare(domain: str, active: Active, message: bytes, now: int) -> list[Unsigned]:
+    """What is to be signed with each key: the fields, canonicalised once, and one signature field for each."""
+    start = canonical.body_start(message)
+    chosen = field.choose(canonical.header_fields(message[:start], field.SIGNED))
+    hashed = canonical.body_hash(message, start)
+    return [
+        field.unsigned(
+            chosen,
+            hashed,
+            domain,
+            key.selector,
+            "ed25519-sha256" if key.algorithm == "ed25519" else "rsa-sha256",
+            now,
+        )
+        for key in active.signing
+    ]
+
+
+def build(config: Config) -> Signing:
+    """The stage as a worker has it, from its configuration."""
+    client = SignerClient(os.path.join(config.run, "signer.sock"), config.signer.processes)
+    return Signing(client, KeyView(config))
