@@ -1,0 +1,384 @@
+"""``ptt-worker``: binds the sockets, starts the processes, restarts what dies, stops them in order.
+
+Plain Python, one thread that starts processes (a child is told when the *thread* that started it ends) and one that
+watches the queue process. It handles no mail, opens no store and no key.
+
+Two locks in run/: ``supervisor.lock`` makes a second start fail at once; ``children.lock`` is inherited by every
+process, so that it is free only when the last process of a former run has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+import ptt
+from ptt.config import Config, ConfigError, load
+from ptt.log import Log
+from ptt.service import layout, state
+from ptt.service.privileges import KINDS, UserError, account_of
+from ptt.service.processes import STOP_ORDER, Spec, environment, next_delay, specs, stop_seconds
+from ptt.service.watchdog import STUCK_SECONDS, Watchdog
+
+WRONG_USAGE = 2
+FORMER_RUN_SECONDS = 5.0  # what a killed supervisor's processes get to end by themselves
+WRITE_SECONDS = 1.0  # supervisor.json is at most so old
+TICK_SECONDS = 0.5
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+class StartError(Exception):
+    """The service cannot start; the text says why. The command exits with 1."""
+
+
+class Running:
+    """One process and its history."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready_fd = -1
+        self.ready = False
+        self.restarts = 0
+        self.started_ms = 0
+        self.started = 0.0
+        self.delay = 0.0
+        self.due: float | None = 0.0  # monotonic time of the next start; None while it runs
+
+    def start(self, parent: int, env: dict[str, str], inherited: int) -> int:
+        """Execute it. Returns the descriptor on which it says that it is ready. Raises OSError."""
+        self.ready_fd, theirs = os.pipe()
+        try:
+            # args come from our own configuration; no shell
+            self.process = subprocess.Popen(  # noqa: S603
+                [sys.executable, *self.spec.arguments, "--ready-fd", str(theirs), "--parent", str(parent)],
+                pass_fds=(*self.spec.fds, theirs, inherited),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # nothing but "ptt: ready" goes to our standard output
+                env=env,
+                cwd="/",
+                process_group=0,  # Ctrl-C reaches the supervisor alone, which stops the others in order
+            )
+        except BaseException:
+            self.closed()
+            raise
+        finally:
+            os.close(theirs)
+        os.set_blocking(self.ready_fd, False)
+        self.started, self.started_ms, self.due, self.ready = time.monotonic(), int(time.time() * 1000), None, False
+        return self.ready_fd
+
+    def closed(self) -> None:
+        if self.ready_fd >= 0:
+            os.close(self.ready_fd)
+            self.ready_fd = -1
+
+    def signal(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)  # does nothing when the process was reaped
+
+
+class Supervisor:
+    """The processes of one service, from start to end: ``run`` returns the exit code."""
+
+    def __init__(
+        self, config: Config, planned: list[Spec], sockets: layout.Sockets, log: Log, children_lock: int
+    ) -> None:
+        self.config = config
+        self.sockets = sockets
+        self.log = log
+        self.children_lock = children_lock
+        self.running = [Running(spec) for spec in planned]
+        self.started_ms = int(time.time() * 1000)
+        self.env = environment(os.environ)
+        self.selector = selectors.DefaultSelector()
+        self.announced = False
+        self.stopping = False
+        self.failed: int | None = None  # a process said that the configuration is wrong
+        self.wanted: list[int] = []  # signals to act on
+        self.written = 0.0
+        self.watchdog = Watchdog(self._queue_pid, lambda: ask_queue(config), self._stuck)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start everything, keep it running until a signal, stop it. Returns the exit code."""
+        self._catch_signals()
+        try:
+            while not self.stopping:
+                self._start_due()
+                self._wait(self._timeout())
+                self._reap()
+                self._act()
+                self._announce()
+            return self._stop()
+        finally:
+            self.watchdog.stop()
+            state.remove(self.config)
+
+    def _catch_signals(self) -> None:
+        reader, writer = os.pipe()
+        for fd in (reader, writer):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.selector.register(reader, selectors.EVENT_READ)
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGCHLD:
+            self.wanted.append(number)
+
+    def _wait(self, timeout: float) -> None:
+        """Wait for a signal, a process that is ready or has ended, or the time."""
+        for key, _ in self.selector.select(timeout):
+            running = key.data
+            with contextlib.suppress(BlockingIOError):
+                said = os.read(key.fd, 4096)
+                if running is not None:
+                    self._heard(running, said)
+
+    def _heard(self, running: Running, said: bytes) -> None:
+        self.selector.unregister(running.ready_fd)
+        running.closed()
+        if said:
+            running.ready = True
+            self.log.event("ready", started=running.spec.name, seconds=round(time.monotonic() - running.started, 3))
+            self._write_state()
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        dues = [running.due - now for running in self.running if running.due is not None]
+        return max(0.0, min([TICK_SECONDS, *dues]))
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for running in self.running:
+            if running.due is not None and running.due <= now:
+                try:
+                    fd = running.start(os.getpid(), self.env, self.children_lock)
+                except OSError as e:  # no memory, no descriptors: tried again like a process that died
+                    self._later(running, 0.0)
+                    self.log.error("cannot start", started=running.spec.name, reason=str(e))
+                    continue
+                self.selector.register(fd, selectors.EVENT_READ, running)
+                assert running.process is not None  # noqa: S101  (it was just started)
+                self.log.event("started", started=running.spec.name, pid=running.process.pid)
+                self._write_state()
+        if now - self.written > WRITE_SECONDS:
+            self._write_state()
+
+    def _reap(self) -> None:
+        """Notice what has ended, and say when it is started again."""
+        for running in self.running:
+            if running.process is None or (code := running.process.poll()) is None:
+                continue
+            running.process = None
+            if running.ready_fd >= 0:
+                self.selector.unregister(running.ready_fd)
+                running.closed()
+            if not self.stopping:
+                lived = time.monotonic() - running.started
+                self._later(running, lived)
+                fields = {"ended": running.spec.name, "code": code, "lived": round(lived, 1), "again_in": running.delay}
+                self.log.error("process ended", **fields)
+                if code == WRONG_USAGE and not self.announced:
+                    self.failed = code
+                    self.stopping = True
+
+    def _later(self, running: Running, lived: float) -> None:
+        running.delay = next_delay(running.delay, lived)
+        running.due = time.monotonic() + running.delay
+        running.restarts += 1
+        running.ready = False
+        self._write_state()
+
+    def _act(self) -> None:
+        while self.wanted:
+            number = self.wanted.pop(0)
+            if number == signal.SIGHUP:
+                self.log.event("reload")
+                for running in self.running:
+                    if running.spec.kind in ("control", "worker"):
+                        running.signal(signal.SIGHUP)
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self.stopping = True
+                return
+
+    def _announce(self) -> None:
+        if not self.announced and all(running.ready for running in self.running):
+            self.announced = True
+            self.watchdog.start()
+            with contextlib.suppress(OSError):
+                sys.stdout.write("ptt: ready\n")
+                sys.stdout.flush()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> int:
+        """End the processes kind by kind; a second signal, or time, kills what is left."""
+        self.log.event("stopping")
+        self.watchdog.stop()
+        self._write_state()
+        self.sockets.close()  # the workers have theirs; nobody waits in ours for a replacement that will not come
+        for kind in STOP_ORDER:
+            mine = [running for running in self.running if running.spec.kind == kind]
+            for running in mine:
+                running.signal(signal.SIGTERM)
+            deadline = time.monotonic() + stop_seconds(kind, self.config)
+            while any(running.process is not None for running in mine) and not self._hurry():
+                if time.monotonic() > deadline:
+                    break
+                self._wait(0.1)
+                self._reap()
+            for running in mine:
+                if running.process is not None:
+                    self.log.warning("killed", ended=running.spec.name)
+                    running.signal(signal.SIGKILL)
+                    running.process.wait()
+        self.log.event("stopped")
+        return self.failed or 0
+
+    def _hurry(self) -> bool:
+        return any(number in (signal.SIGTERM, signal.SIGINT) for number in self.wanted)
+
+    # -- what others see -------------------------------------------------------------------------------------------
+
+    def _queue_pid(self) -> int:
+        """The queue process, when it is ready to answer; 0 when not."""
+        queue = self.running[0]
+        process = queue.process
+        return process.pid if process is not None and queue.ready else 0
+
+    def _stuck(self, pid: int) -> None:
+        """The queue process has answered nothing for too long (called by the watchdog's thread)."""
+        process = self.running[0].process
+        if process is not None and process.pid == pid:
+            self.log.error("queue process is stuck", pid=pid)
+            process.kill()
+
+    def _write_state(self) -> None:
+        self.written = time.monotonic()
+        processes = [
+            state.ProcessState(
+                r.spec.name, r.spec.kind, r.process.pid if r.process else 0, r.started_ms, r.restarts, r.ready
+            )
+            for r in self.running
+        ]
+        now = state.ServiceState(
+            os.getpid(), self.started_ms, ptt.__version__, self.config.role, self.announced, self.stopping, processes
+        )
+        with contextlib.suppress(OSError):  # a full disk must not stop the service
+            state.write(self.config, now)
+
+
+def ask_queue(config: Config) -> None:
+    """One question to the queue process. Raises TimeoutError when it is not answered, OSError when it went away."""
+    from ptt_queue.client import QueueClient  # noqa: PLC0415
+
+    with QueueClient(os.path.join(config.run, "queue.sock"), timeout=STUCK_SECONDS) as client:
+        client.stats()
+
+
+# -- start ---------------------------------------------------------------------------------------------------------
+
+
+def _lock(config: Config, name: str) -> int | None:
+    """An open lock file of run/, locked; None when another process holds it. Raises OSError."""
+    fd = os.open(os.path.join(config.run, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def take_locks(config: Config) -> tuple[int, int]:
+    """The two locks of run/. Waits for the processes of a supervisor that was killed. Raises StartError."""
+    if (own := _lock(config, layout.SUPERVISOR_LOCK)) is None:
+        other = state.read(config)
+        raise StartError(f"already running in {config.run}" + (f" (process {other.pid})" if other else ""))
+    deadline = time.monotonic() + FORMER_RUN_SECONDS
+    killed = False
+    while (children := _lock(config, layout.CHILDREN_LOCK)) is None:
+        if time.monotonic() > deadline:
+            if killed:
+                raise StartError(f"processes of a former run hold {config.run}/{layout.CHILDREN_LOCK}")
+            _kill_former_run(config)
+            killed, deadline = True, time.monotonic() + FORMER_RUN_SECONDS
+        time.sleep(0.02)
+    return own, children
+
+
+def _kill_former_run(config: Config) -> None:
+    former = state.read(config)
+    if former is None:
+        return
+    for process in former.processes:
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{process.pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            if b"-m" in words and f"{former.pid}".encode() in words:  # --parent
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def _log_to_file(config: Config) -> None:
+    """Let standard error, ours and the processes', be the log file."""
+    fd = os.open(config.log.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def serve(config: Config, file: str) -> int:
+    """Run the service until it is told to stop. Returns the exit code. Raises StartError, LayoutError, UserError."""
+    for kind in KINDS:
+        account_of(kind, config)  # all users exist, before anything starts
+    layout.make_directories(config)
+    locks = take_locks(config)
+    sockets = layout.bind_all(config)
+    if config.log.file:
+        _log_to_file(config)
+    log = Log("supervisor", config.log.level)
+    log.event("start", version=ptt.__version__, role=config.role, workers=config.workers, pid=os.getpid())
+    try:
+        return Supervisor(config, specs(config, file, sockets), sockets, log, locks[1]).run()
+    finally:
+        for fd in locks:
+            os.close(fd)
+
+
+def main() -> None:
+    """The command ``ptt-worker``."""
+    parser = argparse.ArgumentParser(prog="ptt-worker", description="Run the PTT service in the foreground.")
+    default = os.environ.get("PTT_CONFIG") or ("ptt.toml" if os.path.exists("ptt.toml") else "/etc/ptt/ptt.toml")
+    parser.add_argument("--config", metavar="FILE", default=default, help="the configuration (default: %(default)s)")
+    parser.add_argument("--pool", metavar="N", type=int, help="number of workers (0: one for each core)")
+    parser.add_argument("--role", choices=("all", "submission", "signer", "relay"), help="what this host does")
+    found = parser.parse_args()
+    file = os.path.abspath(found.config)
+    try:
+        code = serve(load(file, role=found.role, pool=found.pool), file)
+    except ConfigError as e:
+        sys.stderr.write(f"{e}\n")
+        code = WRONG_USAGE
+    except UserError as e:
+        sys.stderr.write(f"{file}: users: {e}\n")
+        code = WRONG_USAGE
+    except (StartError, layout.LayoutError, OSError) as e:
+        sys.stderr.write(f"ptt-worker: {e}\n")
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
