@@ -53,7 +53,7 @@ MAX_DATA = 1024 * 1024  # of all that one signature covers; a To with a thousand
 MAX_FIELD = 8192  # bytes of a signature field that is read back; ours are under 4 KiB with every name 8 times
 
 _FIELD_NAME = b"dkim-signature"
-_LAST_FIELD = re.compile(rb"(?:\A|\r\n)dkim-signature:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\Z", re.IGNORECASE)
+_ONE_FIELD = re.compile(rb"dkim-signature:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.IGNORECASE)
 
 
 class BadSignatureField(ValueError):
@@ -145,7 +145,10 @@ def signature_tags(data: bytes) -> dict[str, str]:
     The key process looks here at what it is asked to sign. Raises BadSignatureField for anything but one whole
     field, version 1, b= empty and last, no tag twice, From signed, no l=.
     """
-    match = _LAST_FIELD.search(data, max(0, len(data) - MAX_FIELD))
+    tail = data[-MAX_FIELD:].lower()
+    at = tail.rfind(b"\r\n" + _FIELD_NAME)
+    at = len(data) - len(tail) + at + 2 if at >= 0 else 0
+    match = _ONE_FIELD.fullmatch(data, at)
     if match is None:
         raise BadSignatureField("what is to be signed does not end in a DKIM-Signature field")
     tags: dict[str, str] = {}

@@ -1,0 +1,171 @@
+"""What a signature costs beside OpenSSL's own work: CPU per message of the signer path against the bare RSA-2048.
+
+The path is the real one: ``ptt.signer.stage`` in this process (canonicalise, hash, request over the Unix socket,
+finished field), and real key processes. CPU is user and system time of this process and of the key processes,
+from the kernel. The bare figure is ``cryptography``'s signature of the same data in the same run, before and after.
+Prints one JSON object::
+
+    python loadtests/sign_bench.py [--messages 4000] [--concurrency 16] [--processes 1] [--algorithm rsa2048]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import dkim
+import gevent.pool
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+
+from ptt.config import Config, load
+from ptt.message import Envelope
+from ptt.signer import stage, state
+
+DOMAIN = "bench.example"
+SIZES = (4096, 65536)
+WARM_UP = 200  # messages before the clock starts: connections, caches, the processor's frequency
+HEADER = (
+    b"Received: from client.example (client.example [192.0.2.7])\r\n"
+    b"\tby mail.bench.example (PTT) with ESMTPSA id 06q3v1c8pa0hkq2f1b40\r\n"
+    b"\tfor <someone@recipient.example>; Mon, 6 Jul 2026 10:11:12 +0000\r\n"
+    b"From: Alice Example <alice@bench.example>\r\n"
+    b"To: Someone Else <someone@recipient.example>\r\n"
+    b"Subject: =?utf-8?q?The_figures_of_this_month=2C_and_what_they_mean?=\r\n"
+    b"Date: Mon, 06 Jul 2026 10:11:12 +0000\r\n"
+    b"Message-ID: <20260706101112.4711.alice@bench.example>\r\n"
+    b"MIME-Version: 1.0\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Transfer-Encoding: 8bit\r\n"
+    b"List-Unsubscribe: <https://bench.example/u/4711>\r\n"
+    b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n\r\n"
+)
+LINE = b"Lorem ipsum dolor sit amet, consetetur sadipscing elitr, sed diam\r\n"
+
+
+def message(size: int) -> bytes:
+    body = LINE * (size // len(LINE) + 1)
+    return HEADER + body[: size - len(HEADER) - 2] + b"\r\n"
+
+
+def cpu_of(pid: int) -> float:
+    """Time on the processor of another process with one thread, seconds: exact, where /proc/PID/stat counts ticks."""
+    return int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+@contextlib.contextmanager
+def service(processes: int, algorithm: str) -> Iterator[tuple[Config, list[int]]]:
+    """A configuration with one key that counts as served, and running key processes."""
+    with tempfile.TemporaryDirectory() as name:
+        base = pathlib.Path(name)
+        (base / "run").mkdir()
+        file = base / "ptt.toml"
+        file.write_text(
+            f'hostname = "mail.bench.example"\n[signer]\nprocesses = {processes}\n[log]\nlevel = "warning"\n'
+        )
+        config = load(file)
+        command = [sys.executable, "-m", "ptt.signer.keyprocess", "--config", str(file)]
+        made = [*command, "--generate", DOMAIN, "bench", "--algorithm", algorithm]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+        (key,) = state.public_keys(config.signer.public, DOMAIN)
+        shown = state.KeyState(key.domain, key.selector, key.algorithm, key.record, served=True)
+        state.write_state(state.state_path(config), [shown])
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.join(config.run, "signer.sock"))
+            listener.listen(64)
+            fd = listener.fileno()
+            children = [subprocess.Popen([*command, "--listen-fd", str(fd)], pass_fds=[fd]) for _ in range(processes)]
+            try:
+                yield config, [child.pid for child in children]
+            finally:
+                for child in children:
+                    child.send_signal(signal.SIGTERM)
+                    child.wait(10)
+
+
+def bare(algorithm: str, data: bytes, count: int) -> float:
+    """CPU microseconds of one signature through cryptography and nothing else."""
+    if algorithm == "ed25519":
+        edwards = ed25519.Ed25519PrivateKey.generate()
+        began = time.process_time()
+        for _ in range(count):
+            edwards.sign(data[:32])
+        return (time.process_time() - began) / count * 1e6
+    key = rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa")))
+    began = time.process_time()
+    for _ in range(count):
+        key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+    return (time.process_time() - began) / count * 1e6
+
+
+def run(signing: stage.Signing, pids: list[int], body: bytes, count: int, concurrency: int) -> dict[str, float]:
+    envelope = Envelope(sender=f"alice@{DOMAIN}", received=0, signing_domain=DOMAIN)
+
+    def one(number: int) -> None:
+        found = signing.sign(envelope, f"bench{number}", body)
+        if not isinstance(found, stage.Signed):
+            raise RuntimeError(f"not signed: {found}")
+
+    def many(numbers: int) -> None:
+        pool = gevent.pool.Pool(concurrency)
+        for task in [pool.spawn(one, number) for number in range(numbers)]:
+            task.get()
+
+    many(WARM_UP)
+    keys, own, began = sum(map(cpu_of, pids)), time.process_time(), time.monotonic()
+    many(count)
+    seconds = time.monotonic() - began
+    worker = (time.process_time() - own) / count * 1e6
+    signer = (sum(map(cpu_of, pids)) - keys) / count * 1e6
+    return {"worker_us": worker, "signer_us": signer, "messages_per_second": count / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=4000)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--algorithm", default="rsa2048", choices=["rsa2048", "rsa3072", "rsa4096", "ed25519"])
+    options = parser.parse_args()
+    results = []
+    with service(options.processes, options.algorithm) as (config, pids):
+        signing = stage.build(config)
+        (key,) = state.public_keys(config.signer.public, DOMAIN)
+        for size in SIZES:
+            body = message(size)
+            before = bare(options.algorithm, HEADER, options.messages // 4)
+            figures = run(signing, pids, body, options.messages, options.concurrency)
+            after = bare(options.algorithm, HEADER, options.messages // 4)
+            plain = (before + after) / 2
+            whole = figures["worker_us"] + figures["signer_us"]
+            results.append(
+                {
+                    "bytes": len(body),
+                    "bare_signature_us": round(plain, 1),
+                    **{name: round(value, 1) for name, value in figures.items()},
+                    "beside_the_signature_us": round(whole - plain, 1),
+                    "ratio": round(whole / plain, 3),
+                }
+            )
+        if options.algorithm != "ed25519":  # dkimpy verifies Ed25519 only with PyNaCl
+            found = signing.sign(Envelope("alice", 0, DOMAIN), "check", message(4096))
+            verified = isinstance(found, stage.Signed) and dkim.verify(
+                found.prefix + message(4096), dnsfunc=lambda _name, timeout=5: key.record.encode()
+            )
+            if not verified:
+                raise SystemExit("dkimpy does not verify what was signed")
+    print(json.dumps({**vars(options), "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
