@@ -1,0 +1,162 @@
+"""``ptt dkim keygen|publish|status``: keys and their records. No command here opens a private key.
+
+``keygen`` starts the key process for that one task; ``publish`` brings public keys into DNS now, which the running
+service does by itself; ``status`` shows what the service last saw.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from typing import Protocol, get_args
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from ptt.config import Config
+from ptt.dkim.keys import record_name, record_strings
+from ptt.service.privileges import UserError, account_of
+from ptt.signer.keystore import KeyRefused, key_path, refusal
+from ptt.signer.state import KeyAlgorithm, KeyState, PublicKey, all_public_keys, public_keys, read_state, state_path
+
+FAILED = 1
+
+
+class Shared(Protocol):
+    """What the ``ptt`` command hands on: the configuration and its file."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def file(self) -> str: ...
+
+
+class Row(msgspec.Struct):
+    """One key as ``status`` shows it. ``file``: "ok" or what is wrong with the private key's file."""
+
+    domain: str
+    selector: str
+    algorithm: str
+    file: str
+    served: bool
+    why: str
+    checked: int  # ms since the epoch; 0: never
+    record: str
+
+
+@click.group()
+def dkim() -> None:
+    """Make DKIM keys, publish them, and see which of them DNS serves."""
+
+
+@dkim.command()
+@click.option("--domain", required=True, help="the signing domain (d=)")
+@click.option("--selector", help="the selector (s=); default: s and today's date")
+@click.option("--algorithm", type=click.Choice(get_args(KeyAlgorithm)), default="rsa2048", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+@click.pass_obj
+def keygen(shared: Shared, domain: str, selector: str | None, algorithm: str, as_json: bool) -> None:
+    """Make a key pair. The private key stays with the key process; the record for DNS is printed."""
+    if not shared.config.signs:
+        raise click.ClickException(f"role {shared.config.role} has no key process; make keys on the signer's host")
+    domain = domain.lower()
+    selector = selector or f"s{datetime.datetime.now(datetime.UTC):%Y%m%d}"
+    command = [sys.executable, "-m", "ptt.signer.keyprocess", "--config", shared.file]
+    command += ["--generate", domain, selector, "--algorithm", algorithm]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603  (ourselves)
+    if made.returncode:
+        sys.exit(made.returncode)
+    name, record = record_name(domain, selector), made.stdout.strip()
+    if as_json:
+        found = {"domain": domain, "selector": selector, "algorithm": algorithm, "name": name, "record": record}
+        click.echo(json.dumps(found))
+        return
+    strings = "\n    ".join(f'"{part}"' for part in record_strings(record))
+    click.echo(f"{name}. IN TXT (\n    {strings} )")
+
+
+@dkim.command()
+@click.option("--domain", help="only this domain's keys")
+@click.option("--json", "as_json", is_flag=True, help="one JSON array")
+@click.pass_obj
+def publish(shared: Shared, domain: str | None, as_json: bool) -> None:
+    """Bring the public keys into DNS where the zone is ours, and say what is served. Fails if one is not."""
+    from ptt.dns.publish import publish_once  # noqa: PLC0415  (loads gevent and dnspython: only this command needs them)
+
+    results = publish_once(shared.config, domain and domain.lower())
+    if as_json:
+        rows = [
+            {"domain": r.key.domain, "selector": r.key.selector, "served": r.served, "updated": r.updated, "why": r.why}
+            for r in results
+        ]
+        click.echo(json.dumps(rows))
+    else:
+        for result in results:
+            name = record_name(result.key.domain, result.key.selector)
+            how = ("written" if result.updated else "served") if result.served else "not served"
+            click.echo(f"{name}: {how}" + (f" ({result.why})" if result.why else ""))
+        if not results:
+            click.echo("no keys" + (f" for {domain}" if domain else "") + ": ptt dkim keygen makes one", err=True)
+    if not results or not all(result.served for result in results):
+        sys.exit(FAILED)
+
+
+@dkim.command()
+@click.option("--domain", help="only this domain's keys")
+@click.option("--json", "as_json", is_flag=True, help="one JSON array")
+@click.pass_obj
+def status(shared: Shared, domain: str | None, as_json: bool) -> None:
+    """Every key, its file, and whether DNS serves it, as the running service last saw."""
+    config = shared.config
+    public = config.signer.public
+    keys = public_keys(public, domain.lower()) if domain else all_public_keys(public)
+    states = {(s.domain, s.selector): s for s in read_state(state_path(config))}
+    rows = [_row(config, key, states.get((key.domain, key.selector))) for key in keys]
+    if as_json:
+        click.echo(json.dumps([msgspec.to_builtins(row) for row in rows]))
+        return
+    table = Table("domain", "selector", "algorithm", "key file", "in DNS", "checked")
+    for row in rows:
+        checked = _when(row.checked)
+        table.add_row(row.domain, row.selector, row.algorithm, row.file, "served" if row.served else row.why, checked)
+    Console().print(table)
+
+
+def _row(config: Config, key: PublicKey, state: KeyState | None) -> Row:
+    why = "not checked yet"
+    if state is not None and state.record != key.record:
+        state, why = None, "another key was checked under this name"
+    return Row(
+        key.domain,
+        key.selector,
+        key.algorithm,
+        _file(config, key),
+        state is not None and state.served,
+        why if state is None else state.why,
+        0 if state is None else state.checked,
+        key.record,
+    )
+
+
+def _file(config: Config, key: PublicKey) -> str:
+    """What the status of the private key's file tells; the file is not opened."""
+    try:
+        found = os.lstat(key_path(config.signer.keys, key.domain, key.selector))
+        return refusal(found, account_of("signer", config).uid) or "ok"
+    except PermissionError:
+        return "only the key process's user and root can see it"
+    except OSError as e:
+        return e.strerror or "cannot be seen"
+    except (KeyRefused, UserError) as e:
+        return str(e)
+
+
+def _when(ms: int) -> str:
+    if not ms:
+        return "never"
+    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
