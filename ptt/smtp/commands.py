@@ -1,0 +1,65 @@
+"""The arguments of the commands, parsed: pure functions of a text and a configuration. All raise ProtocolError."""
+
+from __future__ import annotations
+
+from ptt.smtp import replies
+from ptt.smtp.config import ServerConfig
+from ptt.smtp.errors import ProtocolError
+from ptt.smtp.events import Hello, MailFrom, RcptTo
+from ptt.smtp.grammar import MAX_DOMAIN, parse_forward_path, parse_reverse_path
+from ptt.smtp.params import parse_mail_params, parse_rcpt_params
+
+
+def no_argument(argument: str) -> None:
+    """RFC 5321 4.1.1.4, .5, .10: DATA, RSET and QUIT have none."""
+    if argument:
+        raise ProtocolError.of(replies.NO_ARGUMENT)
+
+
+def parse_hello(argument: str, ehlo: bool) -> Hello:
+    """RFC 5321 4.1.1.1. One printable word is taken as it is (4.1.4: no refusal because of what it says)."""
+    if not argument or len(argument) > MAX_DOMAIN or not argument.isprintable() or " " in argument:
+        raise ProtocolError.of(replies.BAD_HELO)
+    return Hello(argument, ehlo)
+
+
+def parse_mail(argument: str, config: ServerConfig) -> MailFrom:
+    """RFC 5321 4.1.1.2: ``FROM:<path> parameters``."""
+    path = parse_reverse_path(argument[5:]) if argument[:5].upper() == "FROM:" else None
+    if path is None:
+        raise ProtocolError.of(replies.BAD_SENDER)
+    address, rest = path
+    params = parse_mail_params(rest, config.mail_keywords)
+    if not params.smtputf8 and not argument.isascii():
+        raise ProtocolError.of(replies.NOT_INTERNATIONAL)
+    if params.body == "BINARYMIME":  # needs BDAT, RFC 3030 3
+        raise ProtocolError.of(replies.NO_BINARY)
+    return MailFrom(address, params)
+
+
+def parse_rcpt(argument: str, config: ServerConfig, *, smtputf8: bool) -> RcptTo:
+    """RFC 5321 4.1.1.3: ``TO:<path> parameters``. ``smtputf8``: the transaction was opened with SMTPUTF8."""
+    path = parse_forward_path(argument[3:]) if argument[:3].upper() == "TO:" else None
+    if path is None:
+        raise ProtocolError.of(replies.BAD_RECIPIENT)
+    address, rest = path
+    params = parse_rcpt_params(rest, config.rcpt_keywords)
+    if not smtputf8 and not argument.isascii():
+        raise ProtocolError.of(replies.NOT_INTERNATIONAL)
+    return RcptTo(address, params)
+
+
+def parse_auth(argument: str, config: ServerConfig, *, tls: bool, authenticated: bool) -> tuple[str, bytes | None]:
+    """RFC 4954 4: ``mechanism [initial-response]`` -> mechanism, response (None: not given; "=": empty)."""
+    if not config.auth:
+        raise ProtocolError.of(replies.NOT_OFFERED)
+    if not tls:
+        raise ProtocolError.of(replies.AUTH_NEEDS_TLS)
+    if authenticated:
+        raise ProtocolError.of(replies.AUTH_TWICE)
+    if not argument:
+        raise ProtocolError.of(replies.NEEDS_ARGUMENT)
+    mechanism, _, initial = argument.partition(" ")
+    if mechanism.upper() not in config.auth:
+        raise ProtocolError.of(replies.UNKNOWN_MECHANISM)
+    return mechanism.upper(), None if not initial else b"" if initial == "=" else initial.encode()
