@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -39,6 +40,7 @@ class Child(msgspec.Struct):
     listen: list[tuple[int, int]]  # (index in config.listen, descriptor); the index is -1 for a Unix socket or admin
     uids: frozenset[int]  # users whose connections it accepts on a Unix socket
     clients: int  # workers that will connect; 0: unknown
+    started: int  # ms since the epoch; with name and pid, which process it is
     parent: int = 0
     ready_fd: int = -1
 
@@ -106,6 +108,7 @@ def from_arguments(kind: Kind, found: argparse.Namespace) -> Child:
         found.listen_fd,
         found.uids,
         found.clients,
+        int(time.time() * 1000),
         found.parent,
         found.ready_fd,
     )

@@ -85,4 +85,4 @@ def next_delay(delay: float, lived: float) -> float:
 
 def stop_seconds(kind: Kind, config: Config) -> float:
     """How long a process of this kind may take to end before it is killed."""
-    return config.drain_seconds + 2.0 if kind == "worker" else STOP_SECONDS
+    return config.drain_seconds + 5.0 if kind == "worker" else STOP_SECONDS
