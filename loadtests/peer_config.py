@@ -1,6 +1,7 @@
 """Set up PTT for one run of the side-by-side harness: a directory with a configuration and the given DKIM key.
 
-    python loadtests/peer_config.py DIR --port P --sink-port P --dns-port P --scenario S --key PEM --domain D --selector S
+    python loadtests/peer_config.py DIR --port P --sink-port P --dns-port P --scenario S --key PEM \
+        --domain D --selector S
 
 The service listens without TLS for loopback, as the peers do there, and hands everything to the sink.
 """
@@ -72,9 +73,7 @@ def install_key(keys: str, public: str, o: argparse.Namespace) -> None:
     shutil.copyfile(o.key, target)
     target.chmod(0o600)
     key = serialization.load_pem_private_key(target.read_bytes(), None)
-    der = key.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     text = f"v=DKIM1; k=rsa; p={base64.b64encode(der).decode()}"
     entry = {"domain": o.domain, "selector": o.selector, "algorithm": "rsa2048", "record": text}
     (record / f"{o.selector}.pub").write_text(json.dumps(entry))

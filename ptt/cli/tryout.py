@@ -103,8 +103,8 @@ def instructions(sandbox: Sandbox) -> None:
         f"--from {USER} --to {RECIPIENT}"
     )
     say(
-        f"  printf 'From: {USER}\\r\\nSubject: hello\\r\\n\\r\\nhello\\r\\n' | curl --url smtps://{host}:{port} --cacert {ca} "
-        f"--user {USER}:{secret} --mail-from {USER} --mail-rcpt {RECIPIENT} -T -"
+        f"  printf 'From: {USER}\\r\\nSubject: hello\\r\\n\\r\\nhello\\r\\n' | "
+        f"curl --url smtps://{host}:{port} --cacert {ca} --user {USER}:{secret} --mail-from {USER} --mail-rcpt {RECIPIENT} -T -"
     )
     say(
         f"  python3 -c \"import smtplib, ssl; s = smtplib.SMTP_SSL('{host}', {port}, "
@@ -113,7 +113,9 @@ def instructions(sandbox: Sandbox) -> None:
     )
     say()
     say("Look:")
-    say(f"  metrics    http://{sandbox.config.admin.listen}/metrics   health  http://{sandbox.config.admin.listen}/healthz")
+    say(
+        f"  metrics    http://{sandbox.config.admin.listen}/metrics   health  http://{sandbox.config.admin.listen}/healthz"
+    )
     say(f"  arrived    {sandbox.sunk}")
     say(f"  log        {sandbox.log}")
     say(f"  queue      {pathlib.Path(sys.executable).parent / 'ptt'} queue list --config {sandbox.file}")

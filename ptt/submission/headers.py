@@ -75,4 +75,6 @@ def received(
         source += f"\r\n\t({tls})"
     target = f"\r\n\tfor <{recipient}>" if recipient and len(recipient) < 255 else ""
     date = email.utils.formatdate(now, localtime=False)
-    return f"Received: {source}\r\n\tby {hostname} (PTT) with {protocol} id {shown_id}{target};\r\n\t{date}\r\n".encode()
+    return (
+        f"Received: {source}\r\n\tby {hostname} (PTT) with {protocol} id {shown_id}{target};\r\n\t{date}\r\n".encode()
+    )

@@ -14,6 +14,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import smtplib
 import sys
@@ -143,7 +144,9 @@ def run(sandbox: Sandbox, options: argparse.Namespace) -> dict[str, object]:
         time.sleep(rng.uniform(options.pause / 4, options.pause * 1.75))
         if sum(killed.values()) < options.kills:
             kill_one(sandbox, rng, killed)
-            load.messages = max(load.messages, len(load.acknowledged) + 1 if sum(killed.values()) < options.kills else 0)
+            load.messages = max(
+                load.messages, len(load.acknowledged) + 1 if sum(killed.values()) < options.kills else 0
+            )
     load.stop.set()
     for thread in load.threads:
         thread.join(120)
@@ -189,8 +192,6 @@ def main() -> None:
     print(json.dumps(result, indent=None if options.json else 2))
     good = not result["lost"] and not result["duplicates_unexplained"]
     if good and not options.keep:
-        import shutil
-
         shutil.rmtree(directory)
     else:
         print(f"kept {directory}", file=sys.stderr)

@@ -1,0 +1,64 @@
+"""Who may send what: pure decisions. Each returns the reply that refuses, or None for yes."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Protocol
+
+from ptt.message import domain_of
+from ptt.smtp.reply import Reply
+
+NOT_YOURS = Reply(553, "5.7.1", "{sender} is not an address of {user}; `ptt user` on the server can add it")
+NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
+LOOP = Reply(554, "5.4.6", "this message has passed too many hops, it seems to loop")
+NO_RELAY = Reply(550, "5.7.1", "this service relays for its own roles and for trusted networks only")
+"""The replies of a refusal; braces are filled in by the decisions below."""
+
+ROLES_SERVED = {
+    "all": frozenset({"submission", "signer", "relay"}),
+    "submission": frozenset[str](),
+    "signer": frozenset({"submission", "relay"}),  # the relay's bounces are signed too
+    "relay": frozenset({"signer", "submission"}),
+}
+"""Whose mail each role takes from the role before it (DESIGN: submission -> signer -> relay)."""
+
+
+class Directory(Protocol):
+    """What policy asks of the git database's snapshot."""
+
+    commit: str
+
+    def may_send_as(self, user: str, address: str) -> bool: ...
+
+    def expand(self, address: str) -> list[str] | None: ...
+
+    def signing_domain(self, address_domain: str) -> str: ...
+
+
+def sender(directory: Directory, user: str, address: str) -> Reply | None:
+    """May this user use this reverse-path? The null one, for notifications, is everybody's (RFC 5321 4.5.5)."""
+    if not address or directory.may_send_as(user, address):
+        return None
+    return Reply(NOT_YOURS.code, NOT_YOURS.enhanced, NOT_YOURS.text.format(sender=address, user=user))
+
+
+def recipient(address: str) -> Reply | None:
+    """Is this a forward-path that we can send to?"""
+    return None if domain_of(address) else NO_DOMAIN
+
+
+def trusted(client: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Is the client's address in one of the networks? An IPv4 address mapped into IPv6 counts as IPv4."""
+    address = ipaddress.ip_address(client)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return any(address.version == n.version and address in n for n in networks)
+
+
+def signing_domain(directory: Directory, header_from: Sequence[str], envelope_sender: str) -> str:
+    """Which domain signs: that of From if it is ours, else that of the envelope; "" when neither is (RFC 6376 3.5)."""
+    for address in [*header_from[:1], envelope_sender]:
+        if domain := directory.signing_domain(domain_of(address)):
+            return domain
+    return ""

@@ -1,0 +1,279 @@
+"""One connection of a client: drives a ``ServerSession`` over a stream and answers its questions.
+
+The protocol is in ``ptt.smtp``, the decisions are in ``policy`` and ``accept``; here they meet. A session never
+lets an exception of ours end it: the client gets a temporary failure and the log gets the detail.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from ptt.config import Config, Listen
+from ptt.log import Log
+from ptt.message import Envelope, Recipient
+from ptt.metrics import Counters
+from ptt.net.stream import MAX_READ, ReadTimeout, Stream, StreamError
+from ptt.net.tls import peer_roles
+from ptt.relay.hop import KEYWORD, decode
+from ptt.smtp.config import ServerConfig
+from ptt.smtp.errors import ProtocolError
+from ptt.smtp.events import (
+    NEED_DATA,
+    AuthAttempt,
+    Closed,
+    Hello,
+    MailFrom,
+    MessageComplete,
+    RcptTo,
+    ServerEvent,
+    StartTls,
+)
+from ptt.smtp.reply import Reply
+from ptt.smtp.replies import AUTH_FAILED, LOCAL_ERROR
+from ptt.smtp.server import ServerSession
+from ptt.submission import policy
+from ptt.submission.accept import Accept, Offer
+
+COMMAND_SECONDS = 300.0  # RFC 5321 4.5.3.2.7
+HANDSHAKE_SECONDS = 60.0  # a TLS handshake is a few round trips
+
+IDLE = Reply(421, "4.4.2", "nothing came for too long, closing connection")
+SHUTTING_DOWN = Reply(421, "4.3.2", "the service is restarting, try again in a moment")
+AUTH_BUSY = Reply(454, "4.7.0", "too many logins at once, try again later")
+BAD_AUTHZID = Reply(535, "5.7.8", "one user cannot act as another")
+NOT_SIGNED_HERE = Reply(550, "5.7.1", "this signer does not sign for that domain")
+BAD_HOP = Reply(501, "5.5.4", "the envelope of the hop cannot be read")
+
+
+class Verifies(Protocol):
+    """What is asked of ``ptt.directory.logins.Logins``."""
+
+    def verify(self, user: str, password: str) -> str: ...
+
+
+class Service(msgspec.Struct):
+    """What all sessions of one listener share."""
+
+    config: Config
+    listen: Listen
+    plain: ServerConfig
+    hop: ServerConfig  # for peers that have shown the certificate of another role
+    tls: Callable[[], ssl.SSLContext]
+    logins: Verifies
+    directory: policy.Directory
+    accept: Accept
+    log: Log
+    counters: Counters
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]
+
+
+class Session:
+    """``serve`` runs it to its end; ``drain`` asks it, from another greenlet, to end when no message is under way."""
+
+    def __init__(self, service: Service, stream: Stream, client: str) -> None:
+        self.service = service
+        self.stream = stream
+        self.client = client
+        self.smtp = ServerSession(service.plain)
+        self.helo = ""
+        self.ehlo = False
+        self.user = ""
+        self.roles: frozenset[str] = frozenset()
+        self.envelope: Envelope | None = None
+        self.recipients: list[Recipient] = []
+        self.draining = False
+        self._reading = False
+
+    def serve(self) -> None:
+        """Returns when the connection is closed. Raises nothing."""
+        service = self.service.listen.service
+        self.service.counters.count("ptt_sessions_total", service)
+        try:
+            if self.service.listen.tls == "implicit":
+                self._handshake()
+                self.smtp = ServerSession(self.smtp.config, tls=True)
+            self._run()
+        except StreamError as e:
+            self.service.log.debug("session ended", client=self.client, reason=str(e))
+        except Exception as e:
+            self.service.counters.count("ptt_errors_total", "session")
+            self.service.log.exception("session failed unexpectedly", e, client=self.client)
+        finally:
+            self.stream.close()
+
+    def drain(self) -> None:
+        """Close now if the session waits for a new command outside a transaction, else when it gets there."""
+        self.draining = True
+        if self._reading and self.envelope is None:
+            self._say_goodbye(SHUTTING_DOWN)
+            self.stream.close()
+
+    def _run(self) -> None:
+        smtp = self.smtp
+        while True:
+            event = smtp.next_event()
+            if event is NEED_DATA:
+                if not self._read():
+                    return
+            elif isinstance(event, Closed):
+                self._flush()
+                return
+            elif isinstance(event, StartTls):
+                self._flush()
+                self._handshake()
+                smtp.config = self._server_config()
+                smtp.tls_started()
+            else:
+                self._answer(event)
+
+    def _read(self) -> bool:
+        """Write what is to be said and read on. False: the session is over."""
+        self._flush()
+        if self.draining and self.envelope is None:
+            self._say_goodbye(SHUTTING_DOWN)
+            return False
+        self._reading = True
+        try:
+            data = self.stream.read(MAX_READ, COMMAND_SECONDS)
+        except ReadTimeout:
+            self._say_goodbye(IDLE)
+            return False
+        finally:
+            self._reading = False
+        self.smtp.receive_data(data)
+        return True
+
+    def _flush(self) -> None:
+        if out := self.smtp.data_to_send():
+            self.stream.write(out, COMMAND_SECONDS)
+
+    def _say_goodbye(self, reply: Reply) -> None:
+        self.smtp.shutdown(reply)
+        self._flush()
+
+    def _handshake(self) -> None:
+        self.stream = self.stream.start_tls(self.service.tls(), HANDSHAKE_SECONDS, server_side=True)
+        info = self.stream.tls()
+        self.roles = peer_roles(info.certificate) if info and info.certificate else frozenset()
+        self.smtp.config = self._server_config()
+
+    def _server_config(self) -> ServerConfig:
+        return self.service.hop if self.from_role else self.service.plain
+
+    @property
+    def from_role(self) -> bool:
+        """Is the peer a role whose mail we take?"""
+        return self.service.listen.service == "relay" and bool(
+            self.roles & policy.ROLES_SERVED[self.service.config.role]
+        )
+
+    # -- decisions -------------------------------------------------------------------------------------------------
+
+    def _answer(self, event: ServerEvent) -> None:
+        try:
+            refusal = self._decide(event)
+        except Exception as e:
+            self.service.counters.count("ptt_errors_total", "session")
+            self.service.log.exception("command failed unexpectedly", e, client=self.client)
+            refusal = LOCAL_ERROR
+        if refusal is None:
+            self.smtp.accept()
+        elif refusal.ok:
+            self.smtp.accept(refusal)
+        else:
+            self.smtp.refuse(refusal)
+
+    def _decide(self, event: ServerEvent) -> Reply | None:
+        """The reply, or None for the usual positive one."""
+        if isinstance(event, MailFrom):
+            return self._mail(event)
+        if isinstance(event, RcptTo):
+            return self._rcpt(event)
+        if isinstance(event, MessageComplete):
+            return self._complete(event)
+        if isinstance(event, Hello):
+            self.helo, self.ehlo = event.name, event.ehlo
+            self.envelope = None
+        elif isinstance(event, AuthAttempt):
+            return self._auth(event)
+        return None
+
+    def _auth(self, attempt: AuthAttempt) -> Reply | None:
+        if attempt.authzid and attempt.authzid.lower() != attempt.authcid.lower():
+            return self._auth_result("bad", BAD_AUTHZID)
+        result = self.service.logins.verify(attempt.authcid, attempt.password.reveal())
+        if result == "ok":
+            self.user = attempt.authcid.lower()
+            return self._auth_result("ok", None)
+        return self._auth_result(result, AUTH_FAILED if result == "bad" else AUTH_BUSY)
+
+    def _auth_result(self, result: str, reply: Reply | None) -> Reply | None:
+        self.service.counters.count("ptt_auth_total", result)
+        if reply is not None:
+            self.service.log.warning("authentication refused", client=self.client, result=result)
+        return reply
+
+    def _mail(self, event: MailFrom) -> Reply | None:
+        self.envelope = None
+        self.recipients = []
+        envelope = Envelope(
+            sender=event.address,
+            received=0,
+            user=self.user,
+            client=self.client,
+            helo=self.helo,
+            eightbit=event.params.body == "8BITMIME",
+            smtputf8=event.params.smtputf8,
+            ret=event.params.ret,
+            envid=event.params.envid,
+        )
+        if self.service.listen.service == "submission":
+            refusal = policy.sender(self.service.directory, self.user, event.address)
+        elif self.from_role:
+            carried = dict(event.params.extra).get(KEYWORD)
+            envelope, refusal = self._carried(envelope, carried) if carried else (envelope, None)
+        else:
+            trusted = policy.trusted(self.client, self.service.networks)
+            refusal = None if trusted else policy.NO_RELAY
+        if refusal is None:
+            self.envelope = envelope
+            return None
+        self.service.counters.count("ptt_refused_total", str(refusal.code), "sender")
+        self.service.log.warning(
+            "sender refused", client=self.client, user=self.user, sender=event.address, reply=str(refusal)
+        )
+        return refusal
+
+    def _carried(self, envelope: Envelope, text: str) -> tuple[Envelope, Reply | None]:
+        """The envelope as the role before us sent it, with what its MAIL command says."""
+        try:
+            carried = decode(text)
+        except ProtocolError:
+            return envelope, BAD_HOP
+        allowed = self.service.config.signer.domains
+        if self.service.config.role == "signer" and allowed and carried.signing_domain not in ("", *allowed):
+            return envelope, NOT_SIGNED_HERE
+        return msgspec.structs.replace(carried, sender=envelope.sender, helo=self.helo, client=self.client), None
+
+    def _rcpt(self, event: RcptTo) -> Reply | None:
+        if refusal := policy.recipient(event.address):
+            self.service.counters.count("ptt_refused_total", str(refusal.code), "recipient")
+            return refusal
+        self.recipients.append(Recipient(event.address, event.params.notify, event.params.orcpt))
+        return None
+
+    def _complete(self, event: MessageComplete) -> Reply:
+        envelope, self.envelope = self.envelope, None
+        if envelope is None:
+            raise RuntimeError("a message without an envelope")
+        info = self.stream.tls()
+        tls = f"{info.version} {info.cipher}" if info else ""
+        protocol = ("ESMTP" if self.ehlo else "SMTP") + ("S" if tls else "") + ("A" if self.user else "")
+        offer = Offer(envelope, self.recipients, event.chunks, self.service.listen.service, protocol, tls)
+        self.recipients = []
+        return self.service.accept.offer(offer)
