@@ -30,7 +30,7 @@ def server_context(
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    context.num_tickets = 1  # the default is two; a client resumes once, and only with luck at the same worker
+    context.num_tickets = 0  # tickets would be good only at the same worker, and resumption measured no gain
     if client_ca is not None:
         _trust_internal(context, client_ca)
         context.verify_mode = ssl.CERT_REQUIRED if client_required else ssl.CERT_OPTIONAL
