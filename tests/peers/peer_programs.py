@@ -1,0 +1,101 @@
+"""Real programs in tests: found or reported as missing, started, waited for, ended by their process id."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin" + os.pathsep + "/sbin"
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+
+
+def need(program: str) -> str:
+    """The path of ``program``. Where it is missing the test is skipped, or fails when CI is set."""
+    found = shutil.which(program, path=PATH)
+    if found is None:
+        missing(f"{program} is not installed (as root: sh tests/install-peers.sh)")
+    return str(found)
+
+
+def missing(reason: str) -> None:
+    """Skip, or fail when CI=true: there every peer must be present."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
+    """Poll ``condition`` until it is true; raises AssertionError after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        time.sleep(0.01)
+
+
+class Program:
+    """A program in the foreground, with its output in a file. ``ready`` is polled after each start."""
+
+    def __init__(self, command: list[str], log: pathlib.Path, ready: Callable[[], object]) -> None:
+        self._command = command
+        self._ready = ready
+        self._child: subprocess.Popen[bytes] | None = None
+        self.log = log
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            wait_until(self._is_ready, f"start of {self._command[0]}")
+        except AssertionError as e:
+            self.stop()
+            raise AssertionError(f"{e}\n{self.log.read_text(errors='replace')[-2000:]}") from e
+
+    def _is_ready(self) -> object:
+        assert self._child is not None
+        if self._child.poll() is not None:
+            raise AssertionError(f"{self._command[0]} ended with {self._child.returncode}")
+        return self._ready()
+
+    def stop(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.terminate()
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """A function: the path of a program, or the test is skipped (with CI=true: fails)."""
+    return need
+
+
+@pytest.fixture(scope="session")
+def peer_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathlib.Path]:
+    """A function: a new directory that other users may enter."""
+
+    def make(name: str) -> pathlib.Path:
+        path = tmp_path_factory.mktemp(name)
+        for folder in (path, *path.parents):
+            if folder.name.startswith("pytest-") or folder == path:
+                folder.chmod(0o755)
+        return path
+
+    return make
