@@ -132,6 +132,7 @@ class Directory(_Section, frozen=True):
     repository: str = "directory.git"  # bare repository, kept in sync with the remote
     branch: str = "main"
     remote: str = ""  # file://, ssh:// or https://; empty: the local repository is the database
+    credentials: str = "git-credentials"  # directory with the secrets for the remote: docs/git-database.md
     interval_seconds: Seconds = 30.0
     snapshots: str = "data/snapshot"
 
@@ -191,7 +192,7 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "tls": ("public_certificate", "public_key", "internal_certificate", "internal_key", "internal_ca"),
     "queue": ("path",),
     "signer": ("keys", "public"),
-    "directory": ("repository", "snapshots"),
+    "directory": ("repository", "credentials", "snapshots"),
     "log": ("file",),
 }
 

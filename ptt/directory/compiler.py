@@ -1,0 +1,145 @@
+"""From a commit to what is in force: what changed, whether it keeps the rules, the files that say so. Blocking.
+
+A commit is compared with the one in force, and only what differs is read, parsed and checked, unless a domain changed,
+which concerns every user of it. The control process calls this in a thread; the commands check so before they commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ptt.directory.reader import Pointer, SnapshotFile
+from ptt.directory.repository import GOOD_REF, Listing, Repository
+from ptt.directory.rules import MAX_MISTAKES, Base, Database, check, check_changes, locate, parse_all
+from ptt.directory.schema import Alias, Domain, Mistake, Place, User, parse, path_of, place_of
+from ptt.directory.snapshot import Changes, Store
+
+
+class Refused(Exception):
+    """A commit breaks rules. ``mistakes``: with file and line, at most MAX_MISTAKES. What was in force stays."""
+
+    def __init__(self, commit: str, mistakes: list[Mistake]) -> None:
+        self.commit = commit
+        self.mistakes = mistakes
+        super().__init__("\n".join(str(m) for m in mistakes))
+
+
+class Checked(NamedTuple):
+    """A commit that keeps the rules."""
+
+    changes: Changes
+    whole: bool  # ``changes`` are the whole database, not differences
+
+
+def compile_commit(repository: Repository, commit: str, store: Store) -> Pointer:
+    """Check a commit and write its files; ``Store.point`` puts them in force.
+
+    Raises Refused, RepositoryError, OSError, lmdb.Error.
+    """
+    base = store.current()
+    if base is not None and not repository.is_ancestor(base.commit, commit):
+        text = f"the history was rewritten: {commit} does not contain {base.commit}, which is in force"
+        raise Refused(commit, [Mistake(repository.ref, 1, text)])
+    if base is None:
+        checked = examine(repository, commit, "", None)
+    else:
+        opened = SnapshotFile(store.paths(base.file)[0])
+        try:
+            checked = examine(repository, commit, base.commit, opened)
+        finally:
+            opened.close()
+    return store.write(commit, checked.changes, None if checked.whole else base)
+
+
+def examine(repository: Repository, commit: str, since: str, base: Base | None) -> Checked:
+    """Check a commit against the good commit ``since``, whose records ``base`` knows; without them, as a whole.
+
+    Raises Refused, RepositoryError.
+    """
+    if base is not None:
+        listing = repository.listing(commit, since)
+        if not any(path.startswith("domains/") for path in listing.files):
+            return _examine_changes(repository, commit, listing, base)
+    listing = repository.listing(commit)
+    records = _records(repository, commit, listing)
+    _raise(commit, locate(check(records, records), _content(repository, commit)))
+    return Checked(Changes(records, set()), whole=True)
+
+
+def _examine_changes(repository: Repository, commit: str, listing: Listing, base: Base) -> Checked:
+    records = _records(repository, commit, listing)
+    places = (place_of(path) for path, oid in listing.files.items() if oid is None)
+    removed = {place for place in places if isinstance(place, Place)}
+    _raise(commit, locate(check_changes(base, records, removed), _content(repository, commit)))
+    return Checked(Changes(records, removed), whole=False)
+
+
+def _records(repository: Repository, commit: str, listing: Listing) -> Database:
+    wrong = list(listing.mistakes)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for path, oid in listing.files.items():
+            data = None if oid is None else repository.read(path, oid)
+            if isinstance(data, Mistake):
+                wrong.append(data)
+            elif data is not None:
+                yield path, data
+            if len(wrong) > MAX_MISTAKES:
+                return
+
+    records, mistakes = parse_all(files())
+    _raise(commit, wrong + mistakes)
+    return records
+
+
+def _raise(commit: str, mistakes: list[Mistake]) -> None:
+    if mistakes:
+        raise Refused(commit, mistakes[:MAX_MISTAKES])
+
+
+def _content(repository: Repository, commit: str) -> Callable[[str], bytes]:
+    return lambda path: repository.content(commit, path) or b""
+
+
+class TreeBase:
+    """The records of a good commit, read from its tree one by one: what the commands check a change against."""
+
+    def __init__(self, repository: Repository, commit: str) -> None:
+        self._repository = repository
+        self._commit = commit
+
+    def domain(self, name: str) -> Domain | None:
+        found = self._record(Place("domain", name))
+        return found if isinstance(found, Domain) else None
+
+    def has_user(self, name: str) -> bool:
+        return isinstance(self._record(Place("user", name)), User)
+
+    def alias(self, name: str) -> Alias | None:
+        found = self._record(Place("alias", name))
+        return found if isinstance(found, Alias) else None
+
+    def aliases(self) -> dict[str, Alias]:
+        listing = self._repository.listing(self._commit)
+        found = {}
+        for path, oid in listing.files.items():
+            if path.startswith("aliases/") and oid is not None:
+                data = self._repository.read(path, oid)
+                parsed = parse(path, data) if isinstance(data, bytes) else []
+                if isinstance(parsed, tuple) and isinstance(parsed[1], Alias):
+                    found[parsed[0].name] = parsed[1]
+        return found
+
+    def _record(self, place: Place) -> object:
+        data = self._repository.content(self._commit, path_of(place))
+        parsed = None if data is None else parse(path_of(place), data)
+        return parsed[1] if isinstance(parsed, tuple) else None
+
+
+def check_for_commit(repository: Repository, commit: str, parent: str) -> None:
+    """Check a commit that is about to be put on the branch; remembers what was found good. Raises Refused."""
+    good = repository.tip(GOOD_REF)
+    known = bool(parent) and parent == good
+    examine(repository, commit, parent if known else "", TreeBase(repository, parent) if known else None)
+    repository.move(GOOD_REF, commit, good)

@@ -1,0 +1,284 @@
+"""The git database inside the control process: keeps the newest good commit in force, and checks passwords.
+
+    directory = DirectoryControl(config, log, counters)
+    directory.start()              # what was in force last time, or the branch's tip; never raises for a bad commit
+    gevent.spawn(directory.run)    # local commits at once, the remote at its interval
+    rpc.serve(..., {"verify": directory.rpc_verify, ...})
+
+All that blocks (libgit2, compiling) happens in two real threads: one for the local branch, one for the remote, so a
+remote that stalls delays no local commit. A bad commit changes nothing but the alarm and the log.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import gevent
+import gevent.event
+import gevent.lock
+import gevent.threadpool
+import lmdb
+
+from ptt.config import Config
+from ptt.directory import names
+from ptt.directory.compiler import Refused, compile_commit
+from ptt.directory.passwords import Result, Verifier
+from ptt.directory.reader import Pointer
+from ptt.directory.remote import Rewritten, shown, synchronise
+from ptt.directory.repository import Repository, RepositoryError
+from ptt.directory.snapshot import Store
+from ptt.directory.verifiers import VerifierFile, Verifiers
+from ptt.log import Log
+from ptt.metrics import Counters
+from ptt.net.rpc import RpcError
+
+POLL_SECONDS = 0.25  # between looks at the local branch: a commit is in force within a second
+BACKOFF_CEILING_SECONDS = 600.0  # between attempts at a remote that fails
+RETRY_SECONDS = 5.0  # after an error of disk or repository, before the same commit is compiled again
+LOGGED_MISTAKES = 10  # of one commit, one line each
+
+_Errors = (RepositoryError, OSError, lmdb.Error)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _caught(work: Callable[..., object], args: Any, kwargs: Any) -> tuple[object, Exception | None]:
+    try:
+        return work(*args, **kwargs), None
+    except Exception as e:
+        return None, e
+
+
+class DirectoryControl:
+    """See the module. ``clock``: monotonic seconds. Its methods are called from greenlets of one loop."""
+
+    def __init__(
+        self, config: Config, log: Log, counters: Counters, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = config.directory
+        self._log = log
+        self._counters = counters
+        self._clock = clock
+        self._store = Store(config.directory.snapshots, os.path.join(config.data, "control"))
+        self._local: Repository | None = None
+        self._pointer: Pointer | None = None
+        self._verifiers: VerifierFile | None = None
+        self._refused = ""  # the commit that was refused last, "deleted" for a branch that is gone
+        self._diverged = ""  # why the remote's branch was refused
+        self._retry_at = 0.0
+        self._failing = ""
+        self._refreshing = gevent.lock.BoundedSemaphore()
+        self._fetching = gevent.lock.BoundedSemaphore()
+        self._threads = gevent.threadpool.ThreadPool(2)
+        self._stopping = gevent.event.Event()
+        self.verifier = Verifier(self._password_of)
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    @property
+    def commit(self) -> str:
+        """The commit in force, full hexadecimal; "" before the first."""
+        return self._pointer.commit if self._pointer else ""
+
+    def start(self) -> None:
+        """Put in force what was in force before, then the tip of the branch if it is good.
+
+        Works with the remote away and with an empty repository, which it creates if need be. Raises OSError and
+        RepositoryError if the directories or the repository cannot be used.
+        """
+        self._store.prepare()
+        self._local = self._in_thread(self._open_repository)
+        self._counters.gauge("ptt_directory_alarm", value=0)
+        pointer = self._store.usable()
+        if pointer is not None:
+            self._verifiers = VerifierFile(self._store.paths(pointer.file)[1])
+            self._in_force(pointer)
+        self.refresh()
+        if self._settings.remote and not self.commit:
+            self.fetch()
+
+    def run(self) -> None:
+        """Follow the local branch and the remote until ``stop``; run it in a greenlet."""
+        remote = gevent.spawn(self._follow_remote) if self._settings.remote else None
+        while not self._stopping.wait(POLL_SECONDS):
+            self._guarded(self.refresh)
+        if remote is not None:
+            remote.join()
+
+    def stop(self) -> None:
+        """End ``run``. What runs in a thread is waited for by ``run``'s greenlet."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """After ``run`` has ended: give back threads and files."""
+        self._threads.kill()
+        self.verifier.close()
+        if self._verifiers is not None:
+            self._verifiers.close()
+            self._verifiers = None
+
+    def status(self) -> dict[str, Any]:
+        """For the admin port: the commit in force, and what is wrong, if anything."""
+        return {
+            "commit": self.commit,
+            "refused": self._refused,
+            "remote": shown(self._settings.remote) if self._settings.remote else "",
+            "remote_problem": self._diverged or self._failing,
+        }
+
+    def _follow_remote(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            good = self._guarded(self.fetch)
+            longest = max(BACKOFF_CEILING_SECONDS, self._settings.interval_seconds)
+            pause = self._settings.interval_seconds if good else min(max(pause, 1.0) * 2, longest)
+
+    def _guarded(self, work: Callable[[], bool]) -> bool:
+        try:
+            return work()
+        except Exception as e:
+            self._counters.count("ptt_errors_total", "directory")
+            self._log.exception("directory failed unexpectedly", e)
+            return False
+
+    # -- the local branch ----------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Look at the branch, and put its tip in force if it is new and good. Returns: is the tip in force now?"""
+        with self._refreshing:
+            if self._local is None:
+                return False
+            try:
+                tip = self._in_thread(self._local.tip)
+                if not tip:
+                    return self._no_branch()
+                if tip == self.commit:
+                    self._refused = ""
+                    self._set_alarm()
+                    return True
+                if tip == self._refused or self._clock() < self._retry_at:
+                    return False
+                self._put_in_force(self._in_thread(compile_commit, self._local, tip, self._store))
+            except Refused as e:
+                return self._refuse(e)
+            except _Errors as e:
+                self._retry_at = self._clock() + RETRY_SECONDS
+                self._log.error("directory cannot be compiled", error=str(e), in_force=self.commit)
+                return False
+            return True
+
+    def _no_branch(self) -> bool:
+        if self.commit and self._refused != "deleted":
+            self._refused = "deleted"
+            self._log.error("directory branch is gone", branch=self._settings.branch, in_force=self.commit)
+            self._set_alarm()
+        return not self.commit
+
+    def _refuse(self, error: Refused) -> bool:
+        self._refused = error.commit
+        self._counters.count("ptt_directory_bad_commits_total")
+        for mistake in error.mistakes[:LOGGED_MISTAKES]:
+            place = {"file": mistake.path, "line": mistake.line, "reason": mistake.text}
+            self._log.error("directory commit refused", commit=error.commit, in_force=self.commit, **place)
+        if (more := len(error.mistakes) - LOGGED_MISTAKES) > 0:
+            self._log.error("directory commit refused", commit=error.commit, reason=f"and {more} more mistakes")
+        self._set_alarm()
+        return False
+
+    def _put_in_force(self, pointer: Pointer) -> None:
+        # The verifiers first: a user whom workers know already must not be told that the password is wrong.
+        opened = VerifierFile(self._store.paths(pointer.file)[1])
+        before, self._verifiers = self._verifiers, opened
+        try:
+            self._in_thread(self._store.point, pointer)
+        except BaseException:
+            self._verifiers = before
+            opened.close()
+            raise
+        if before is not None:
+            before.close()
+        self._in_force(pointer)
+
+    def _in_force(self, pointer: Pointer) -> None:
+        self._counters.gauges.pop(("ptt_directory_commit_info", (self.commit,)), None)
+        self._pointer = pointer
+        self._refused = ""
+        self._counters.gauge("ptt_directory_commit_info", pointer.commit, value=1)
+        self._set_alarm()
+        self._log.event("directory in force", commit=pointer.commit)
+
+    def _set_alarm(self) -> None:
+        self._counters.gauge("ptt_directory_alarm", value=1 if self._refused or self._diverged else 0)
+
+    def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call in a thread and wait. gevent prints the exceptions of its threads, so they come back as values."""
+        result, error = self._threads.apply(_caught, (work, args, kwargs))
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    def _open_repository(self) -> Repository:
+        return Repository(self._settings.repository, self._settings.branch, create=True)
+
+    # -- the remote ------------------------------------------------------------------------------------------------
+
+    def fetch(self) -> bool:
+        """Synchronise with the remote now, and put in force what came. Returns: did the remote answer, and agree?"""
+        if not self._settings.remote:
+            return True
+        with self._fetching:
+            try:
+                done = self._in_thread(self._synchronise)
+            except Rewritten as e:
+                if self._diverged != str(e):
+                    self._log.error("directory remote refused", error=str(e), in_force=self.commit)
+                self._diverged, self._failing = str(e), ""
+                self._set_alarm()
+                return False
+            except _Errors as e:
+                self._failing = str(e)
+                self._counters.count("ptt_directory_fetch_errors_total")
+                self._log.warning("directory fetch failed", error=str(e), in_force=self.commit)
+                return False
+            self._diverged = self._failing = ""
+            self._set_alarm()
+            if done:
+                self._log.event("directory synchronised", what=done)
+        self.refresh()
+        return True
+
+    def _synchronise(self) -> str:
+        # An object of its own: this thread may run beside the one of the local branch.
+        return synchronise(self._open_repository(), self._settings.remote, self._settings.credentials)
+
+    # -- passwords -------------------------------------------------------------------------------------------------
+
+    def rpc_verify(self, argument: Any) -> list[str]:
+        """The method "verify": [user, password] -> ["ok", version], ["bad"] or ["busy"]. Raises RpcError."""
+        match argument:
+            case [str() as user, str() as password]:
+                pass
+            case _:
+                raise RpcError("verify takes [user, password]")
+        name = names.fold(user)
+        before = self._of(name)
+        result = self.verify(name, password)
+        return [result, before.version] if result == "ok" and before is not None else [result]
+
+    def verify(self, user: str, password: str) -> Result:
+        """Check a user's password (folded name). Unknown and disabled users take as long as a wrong password."""
+        result = self.verifier.verify(user, password)
+        self._counters.count("ptt_password_checks_total", result)
+        return result
+
+    def _of(self, user: str) -> Verifiers | None:
+        return self._verifiers.get(user) if self._verifiers is not None else None
+
+    def _password_of(self, user: str) -> str | None:
+        found = self._of(user)
+        return None if found is None or found.disabled else found.password or None

@@ -1,0 +1,142 @@
+"""Password verifiers: made (argon2id, SCRAM-SHA-256) and checked, at most two at once.
+
+The parameters of a check are those in the hash, so hashes of older parameters stay valid; new ones are made with those
+below: 19 MiB, two passes, one lane (about 30 ms of one core), which leaves the other cores to mail.
+
+Passwords are prepared with SASLprep (RFC 4013), so one password entered in two ways of writing is one password, for
+PLAIN as for SCRAM.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+import stringprep
+import unicodedata
+from collections.abc import Callable
+from typing import Literal
+
+import argon2
+import gevent.threadpool
+
+Result = Literal["ok", "bad", "busy"]
+
+ARGON2_TIME = 2
+ARGON2_MEMORY_KIB = 19_456
+ARGON2_LANES = 1
+SCRAM_ITERATIONS = 30_000  # above the 4,096 of RFC 7677 4; clients compute it at each login
+SALT_BYTES = 16
+
+MAX_PASSWORD_BYTES = 1024
+AT_ONCE = 2  # checks at once for the whole pool: 40 MiB, and never all cores of a small machine
+MAX_WAITING = 64  # more are told to come again (454): about one second of waiting
+
+_hasher = argon2.PasswordHasher(ARGON2_TIME, ARGON2_MEMORY_KIB, ARGON2_LANES, hash_len=32, salt_len=SALT_BYTES)
+_PROHIBITED = (  # RFC 4013 2.3
+    stringprep.in_table_c12,
+    stringprep.in_table_c21_c22,
+    stringprep.in_table_c3,
+    stringprep.in_table_c4,
+    stringprep.in_table_c5,
+    stringprep.in_table_c6,
+    stringprep.in_table_c7,
+    stringprep.in_table_c8,
+    stringprep.in_table_c9,
+)
+
+
+def prepare(password: str) -> str:
+    """SASLprep (RFC 4013) of a password. Raises ValueError, whose text never quotes the password."""
+    mapped = "".join(
+        " " if stringprep.in_table_c12(c) else c for c in password if not stringprep.in_table_b1(c)
+    )  # RFC 4013 2.1
+    text = unicodedata.normalize("NFKC", mapped)
+    if not text:
+        raise ValueError("the password is empty")
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_PASSWORD_BYTES:
+        raise ValueError(f"the password is longer than {MAX_PASSWORD_BYTES} bytes")
+    if any(prohibited(c) for c in text for prohibited in _PROHIBITED):
+        raise ValueError("the password has a control character or another one that RFC 4013 prohibits")
+    if any(stringprep.in_table_d1(c) for c in text):  # RFC 3454 6
+        ends = stringprep.in_table_d1(text[0]) and stringprep.in_table_d1(text[-1])
+        if not ends or any(stringprep.in_table_d2(c) for c in text):
+            raise ValueError("the password mixes directions of writing (RFC 3454 6)")
+    return text
+
+
+def hash_password(password: str) -> str:
+    """A fresh argon2id hash in PHC form. Raises ValueError."""
+    return _hasher.hash(prepare(password))
+
+
+def scram_verifier(password: str, salt: bytes = b"", iterations: int = SCRAM_ITERATIONS) -> str:
+    """A SCRAM-SHA-256 verifier in the form of RFC 5803 (keys: RFC 5802 3). Raises ValueError.
+
+    ``salt``: fresh if empty.
+    """
+    salt = salt or os.urandom(SALT_BYTES)
+    salted = hashlib.pbkdf2_hmac("sha256", prepare(password).encode(), salt, iterations)
+    client = hmac.digest(salted, b"Client Key", "sha256")
+    stored = hashlib.sha256(client).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    b64 = [base64.b64encode(x).decode("ascii") for x in (salt, stored, server)]
+    return f"SCRAM-SHA-256${iterations}:{b64[0]}${b64[1]}:{b64[2]}"
+
+
+def generate_password() -> str:
+    """A random password of 128 bits in letters that are not mixed up when read aloud."""
+    alphabet = "abcdefghjkmnpqrstuvwxyz23456789"  # 31 letters
+    return "-".join("".join(secrets.choice(alphabet) for _ in range(5)) for _ in range(6))
+
+
+def check(verifier: str, password: str) -> bool:
+    """Does the password fit the argon2id hash? Takes the time that the hash's parameters ask for."""
+    try:
+        return _hasher.verify(verifier, prepare(password))
+    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+        return False
+
+
+def dummy_verifier() -> str:
+    """A hash of a password that nobody knows, with the parameters of new hashes."""
+    return _hasher.hash(secrets.token_hex(32))
+
+
+Lookup = Callable[[str], str | None]
+"""User -> argon2id hash; None for a user who is unknown, disabled, or has no password."""
+
+
+class Verifier:
+    """Checks passwords in real threads. ``check`` is ``passwords.check`` except in tests that count its calls.
+
+    Whoever the user is, exactly one hash is computed: unknown and disabled users cost what a wrong password costs.
+    """
+
+    def __init__(self, lookup: Lookup, check: Callable[[str, str], bool] = check) -> None:
+        self._lookup = lookup
+        self._check = check
+        self._dummy = dummy_verifier()
+        self._threads = gevent.threadpool.ThreadPool(AT_ONCE)
+        self._inside = 0
+
+    def verify(self, user: str, password: str) -> Result:
+        """Check a password; waits for its turn, without blocking other greenlets. "busy": too many are waiting."""
+        if self._inside >= AT_ONCE + MAX_WAITING:
+            return "busy"
+        verifier = self._lookup(user)
+        try:
+            prepared = prepare(password)
+        except ValueError:  # no such password was ever set; the time is spent all the same
+            verifier, prepared = None, "x"
+        self._inside += 1
+        try:
+            fits = self._threads.apply(self._check, (verifier or self._dummy, prepared))
+        finally:
+            self._inside -= 1
+        return "ok" if fits and verifier else "bad"
+
+    def close(self) -> None:
+        self._threads.kill()

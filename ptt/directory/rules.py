@@ -1,0 +1,209 @@
+"""What must hold between the files of the git database. Pure.
+
+``validate`` looks at a whole tree. ``check`` looks at some records in the light of the rest, which a ``View`` answers
+for: so a commit that changes one file costs what that file costs, whatever the size of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+import msgspec
+
+from ptt.directory import names
+from ptt.directory.schema import Alias, Domain, Mistake, Place, Record, User, line_of, parse, path_of
+
+MAX_MISTAKES = 100  # reported of one commit: enough to mend it, bounded for a log line
+MAX_EXPANSION = 1_000  # addresses that one alias stands for in the end
+MAX_ALIAS_DEPTH = 16  # aliases behind aliases; people lose sight long before
+
+
+class Database(msgspec.Struct):
+    """The records of one commit, by name."""
+
+    domains: dict[str, Domain] = msgspec.field(default_factory=dict)
+    users: dict[str, User] = msgspec.field(default_factory=dict)
+    aliases: dict[str, Alias] = msgspec.field(default_factory=dict)
+
+    def domain(self, name: str) -> Domain | None:
+        return self.domains.get(name)
+
+    def has_user(self, name: str) -> bool:
+        return name in self.users
+
+    def alias(self, name: str) -> Alias | None:
+        return self.aliases.get(name)
+
+    def put(self, place: Place, record: Record) -> None:
+        """Add or replace one record."""
+        if isinstance(record, Domain):
+            self.domains[place.name] = record
+        elif isinstance(record, User):
+            self.users[place.name] = record
+        else:
+            self.aliases[place.name] = record
+
+
+class View(Protocol):
+    """The database that records are checked against: it contains them already."""
+
+    def domain(self, name: str) -> Domain | None: ...
+    def has_user(self, name: str) -> bool: ...
+    def alias(self, name: str) -> Alias | None: ...
+
+
+def our_domain(view: View, name: str) -> str:
+    """The domain of the database that answers for a domain: itself, or a parent with ``subdomains``; "" if none."""
+    if view.domain(name) is not None:
+        return name
+    for parent in names.parents(name):
+        found = view.domain(parent)
+        if found is not None and found.subdomains:
+            return parent
+    return ""
+
+
+def parse_all(files: Iterable[tuple[str, bytes]]) -> tuple[Database, list[Mistake]]:
+    """Parse files (path, content), one at a time. Stops at MAX_MISTAKES."""
+    database = Database()
+    mistakes: list[Mistake] = []
+    for path, data in files:
+        found = parse(path, data)
+        if isinstance(found, list):
+            mistakes += found
+            if len(mistakes) >= MAX_MISTAKES:
+                break
+        else:
+            database.put(*found)
+    return database, mistakes[:MAX_MISTAKES]
+
+
+def validate(files: Mapping[str, bytes]) -> tuple[Database, list[Mistake]]:
+    """Parse and check a whole tree: path -> content. The database may be used only if there are no mistakes."""
+    database, mistakes = parse_all(files.items())
+    if not mistakes:
+        mistakes = locate(check(database, database), files.__getitem__)
+    return database, mistakes
+
+
+Finding = tuple[Place, str, str, str]  # record, key ("": the whole file), value, what is wrong
+
+
+def locate(found: Iterable[Finding], content: Callable[[str], bytes]) -> list[Mistake]:
+    """Findings with their lines, which are looked for in the files: ``content`` maps a path to its bytes."""
+    mistakes = []
+    for place, key, value, text in found:
+        path = path_of(place)
+        line = line_of(content(path).decode("utf-8", "replace"), key, value) if key else 1
+        mistakes.append(Mistake(path, line, text))
+        if len(mistakes) == MAX_MISTAKES:
+            break
+    return mistakes
+
+
+class Base(View, Protocol):
+    """A database that is known to be good, which a few files change."""
+
+    def aliases(self) -> dict[str, Alias]: ...
+
+
+class Changed:
+    """The View of a good database after some changes."""
+
+    def __init__(self, base: Base, records: Database, removed: set[Place]) -> None:
+        self._base = base
+        self._records = records
+        self._removed = removed
+
+    def domain(self, name: str) -> Domain | None:
+        return self._records.domain(name) or self._base.domain(name)  # a removed domain is no matter of this class
+
+    def has_user(self, name: str) -> bool:
+        return self._records.has_user(name) or (Place("user", name) not in self._removed and self._base.has_user(name))
+
+    def alias(self, name: str) -> Alias | None:
+        if found := self._records.alias(name):
+            return found
+        return None if Place("alias", name) in self._removed else self._base.alias(name)
+
+
+def check_changes(base: Base, records: Database, removed: set[Place]) -> Iterator[Finding]:
+    """Every breach of a rule after ``records`` were put into, and ``removed`` taken out of, a good database.
+
+    Changed aliases are checked with all others, which may contain them. Changed domains are not for this function: they
+    concern every user; use ``check``.
+    """
+    if records.aliases:
+        kept = {n: a for n, a in base.aliases().items() if Place("alias", n) not in removed}
+        records = Database(records.domains, records.users, {**kept, **records.aliases})
+    yield from check(records, Changed(base, records, removed))
+
+
+def check(records: Database, view: View) -> Iterator[Finding]:
+    """Every breach of a rule by one of ``records``."""
+    for name, user in records.users.items():
+        place = Place("user", name)
+        yield from _domain_is_ours(place, view)
+        if view.alias(name) is not None:
+            yield place, "", "", f"{name} is an alias too ({path_of(Place('alias', name))})"
+        for address in user.addresses:
+            if not our_domain(view, names.split(address)[1]):
+                yield place, "addresses", address, f"addresses: the domain of {address!r} is not in domains/"
+    expander = Expander(view)
+    for name, alias in records.aliases.items():
+        place = Place("alias", name)
+        yield from _domain_is_ours(place, view)
+        if view.has_user(name):
+            yield place, "", "", f"{name} is a user too ({path_of(Place('user', name))})"
+        for target in alias.targets:
+            if wrong := expander.mistake(name, target):
+                yield place, "targets", target, f"targets: {wrong}"
+                break
+
+
+def _domain_is_ours(place: Place, view: View) -> Iterator[Finding]:
+    domain = names.split(place.name)[1]
+    if view.domain(domain) is None:
+        yield place, "", "", f"there is no {path_of(Place('domain', domain))}"
+
+
+class Expander:
+    """Measures aliases: how many addresses each stands for, and how deep. Each alias is walked once."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._known: dict[str, tuple[int, int]] = {}  # alias -> (addresses, depth)
+        self._total: dict[str, int] = {}
+
+    def mistake(self, name: str, target: str) -> str:
+        """What is wrong with ``target`` as the next target of alias ``name``; "" if nothing."""
+        found = self._measure(target, (name,))
+        if isinstance(found, str):
+            return found
+        size, depth = found
+        if depth + 1 > MAX_ALIAS_DEPTH:
+            return f"{name} is more than {MAX_ALIAS_DEPTH} aliases deep"
+        self._total[name] = self._total.get(name, 0) + size
+        return f"{name} stands for more than {MAX_EXPANSION} addresses" if self._total[name] > MAX_EXPANSION else ""
+
+    def _measure(self, target: str, above: tuple[str, ...]) -> tuple[int, int] | str:
+        """(addresses, depth) of what an address stands for, or what is wrong. ``above`` bounds the recursion."""
+        name = names.fold(target)
+        if name in above:
+            return "cycle: " + " -> ".join((*above[above.index(name) :], name))
+        alias = self._view.alias(name)
+        if alias is None:
+            return 1, 0
+        if name in self._known:
+            return self._known[name]
+        if len(above) > MAX_ALIAS_DEPTH:
+            return f"{above[0]} is more than {MAX_ALIAS_DEPTH} aliases deep"
+        size = depth = 0
+        for further in alias.targets:
+            found = self._measure(further, (*above, name))
+            if isinstance(found, str):
+                return found
+            size, depth = size + found[0], max(depth, found[1] + 1)
+        self._known[name] = min(size, MAX_EXPANSION + 1), depth
+        return self._known[name]
