@@ -4,6 +4,8 @@ Read ``events`` (what a session says), ``states`` (what is legal when), then ``s
 docstrings show a driver. ``grammar`` and ``params`` hold the syntax, ``dotstuff`` the content, ``sasl`` AUTH.
 """
 
+from ptt.smtp.capabilities import Capabilities
+from ptt.smtp.client import ClientSession
 from ptt.smtp.config import ServerConfig
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import (
@@ -38,7 +40,9 @@ __all__ = [
     "NEED_DATA",
     "AuthAttempt",
     "AuthDone",
+    "Capabilities",
     "ClientEvent",
+    "ClientSession",
     "Closed",
     "FinalDot",
     "Hello",

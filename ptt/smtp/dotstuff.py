@@ -156,3 +156,23 @@ def has_bare_line_end(chunks: Iterable[bytes]) -> bool:
         if joined.count(b"\r") - len(before) != ends or joined.count(b"\n") != ends:
             return True
     return bool(before)
+
+
+def gather(pieces: Iterable[bytes]) -> list[bytes]:
+    """The same octets in fewer pieces: small ones are joined, those of GATHER octets and more are not copied."""
+    out: list[bytes] = []
+    small: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        large = len(piece) >= GATHER
+        if not large:
+            small.append(piece)
+            size += len(piece)
+        if small and (large or size >= GATHER):
+            out.append(b"".join(small))
+            small, size = [], 0
+        if large:
+            out.append(piece)
+    if small:
+        out.append(b"".join(small))
+    return out

@@ -1,0 +1,61 @@
+"""What a server said that it can do, in its reply to EHLO (RFC 5321 4.1.1.1)."""
+
+from __future__ import annotations
+
+from ptt.smtp.reply import Reply
+
+
+class Capabilities:
+    """The keywords of an EHLO reply with what follows them, and the questions that a client has about them."""
+
+    __slots__ = ("keywords", "mail", "pipelining", "rcpt")
+
+    def __init__(self, reply: Reply | None = None) -> None:
+        """``reply``: to EHLO; None after HELO or before either: nothing is offered."""
+        self.keywords: dict[str, str] = {}
+        for line in reply.lines[1:] if reply is not None else ():
+            keyword, _, value = line.strip().partition(" ")
+            if keyword.upper().startswith("AUTH="):  # what servers of the last century sent
+                keyword, value = "AUTH", keyword[5:] + " " + value
+            keyword = keyword.upper()
+            earlier = self.keywords.get(keyword)
+            self.keywords[keyword] = f"{earlier} {value}" if earlier and keyword == "AUTH" else value
+        self.pipelining = "PIPELINING" in self.keywords
+        self.mail = frozenset(k for k, needs in _MAIL_NEEDS.items() if needs in self.keywords)  # usable parameters
+        self.rcpt = frozenset(k for k, needs in _RCPT_NEEDS.items() if needs in self.keywords)
+
+    def __contains__(self, keyword: str) -> bool:
+        return keyword in self.keywords
+
+    @property
+    def starttls(self) -> bool:
+        return "STARTTLS" in self.keywords
+
+    @property
+    def eightbitmime(self) -> bool:
+        return "8BITMIME" in self.keywords
+
+    @property
+    def smtputf8(self) -> bool:
+        return "SMTPUTF8" in self.keywords
+
+    @property
+    def dsn(self) -> bool:
+        return "DSN" in self.keywords
+
+    @property
+    def size(self) -> int | None:
+        """The fixed maximum in octets; None when there is none or it was not said (RFC 1870 4: "0" means none)."""
+        value = self.keywords.get("SIZE", "")
+        return int(value) or None if len(value) <= 20 and value.isascii() and value.isdecimal() else None
+
+    @property
+    def auth(self) -> frozenset[str]:
+        return frozenset(self.keywords.get("AUTH", "").upper().split())
+
+    def __repr__(self) -> str:
+        return f"Capabilities({self.keywords!r})"
+
+
+_MAIL_NEEDS = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "RET": "DSN", "ENVID": "DSN"}
+_RCPT_NEEDS = {"NOTIFY": "DSN", "ORCPT": "DSN"}

@@ -1,0 +1,373 @@
+"""``ClientSession``: the client's side of SMTP (RFC 5321) as a state machine. Bytes in, events out, commands as bytes.
+
+MAIL, RCPT and DATA go out together when the server offers PIPELINING (RFC 2920), else one by one; the driver sees
+no difference. Replies are judged by their first digit only; 421 anywhere means that the server closes. The driver::
+
+    client = ClientSession("relay.example.org")
+    while True:
+        event = client.next_event()
+        if event is NEED_DATA:
+            stream.write(client.data_to_send(), timeout)
+            client.receive_data(stream.read(65536, timeout))      # b"" at the end of the stream
+        elif isinstance(event, Ready):                            # after EHLO, and again after TLS
+            if client.capabilities.starttls and not client.tls: client.start_tls()
+            else: client.send_message(sender, recipients, [prefix, body], MailParams(body="8BITMIME"))
+        elif isinstance(event, TlsReady):
+            stream = stream.start_tls(context, timeout, server_side=False, server_hostname=host)
+            client.tls_started()
+        elif isinstance(event, FinalDot):
+            mark_maybe_delivered()                # the end of the content leaves with the next write
+        elif isinstance(event, MessageDone):
+            settle(event.results)                 # one Result(reply, phase) per recipient
+            client.send_message(...) if more and client.reusable else client.quit()
+        elif isinstance(event, Refused | TlsRefused | Closed):
+            break
+
+``next_event`` raises ProtocolError, and nothing else, when the server breaks the protocol. After that, and after any
+other end in the middle of a message (``Closed``, a time-out), ``interrupted()`` tells what is known per recipient,
+``phase`` names the command that was not answered, and ``final_dot`` whether the message may have arrived.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ptt.smtp.capabilities import Capabilities
+from ptt.smtp.dotstuff import gather, stuff
+from ptt.smtp.errors import ProtocolError
+from ptt.smtp.events import (
+    NEED_DATA,
+    AuthDone,
+    ClientEvent,
+    Closed,
+    FinalDot,
+    MessageDone,
+    NeedData,
+    Ready,
+    Refused,
+    ResetDone,
+    Result,
+    TlsReady,
+    TlsRefused,
+)
+from ptt.smtp.params import NO_MAIL_PARAMS, MailParams, RcptParams
+from ptt.smtp.reply import Reply, ReplyReader
+from ptt.smtp.sasl import CLIENT_MECHANISMS, Secret
+from ptt.smtp.transaction import Command, Phase, Transaction, transaction_commands
+
+PIPELINE_COMMANDS: Final = 100  # sent before their replies are read: what both sides have under way stays within
+# the buffers of any socket, so neither waits for the other to read (RFC 2920 3.1)
+
+
+class ClientSession:
+    """One connection's worth of SMTP, client side. See the module's docstring for its use."""
+
+    def __init__(self, hostname: str, *, tls: bool = False) -> None:
+        """``hostname``: what EHLO says. ``tls``: the handshake is done (implicit TLS)."""
+        self.hostname = hostname
+        self.tls = tls
+        self.capabilities = Capabilities()
+        self.final_dot = False  # the end of the content was handed out: the message may have arrived
+        self._in = ReplyReader()
+        self._out: list[bytes] = []
+        self._todo: deque[Command] = deque()  # to be sent
+        self._flight: deque[Command] = deque([Command(b"", Phase.GREETING)])  # sent, not answered yet
+        self._message: Transaction | None = None
+        self._dot_due = False  # the content was handed out, its end not yet
+        self._dirty = False  # the server may hold a half transaction: RSET before the next
+        self._handshake = False
+        self._responses: Iterator[bytes] = iter(())
+        self._closed: Closed | None = None
+        self._eof = False
+
+    # --- what the driver calls ------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> None:
+        """Bytes of the server, as they come; b"" at the end of the stream. Only stores them."""
+        if data:
+            self._in.feed(data)
+        else:
+            self._eof = True
+
+    def data_to_send(self) -> bytes:
+        """What is to be written, joined; b"" when there is nothing."""
+        out = self._out
+        if not out:
+            return b""
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        return data
+
+    def pieces_to_send(self) -> list[bytes]:
+        """As ``data_to_send``, without joining what is large: for messages of many MiB."""
+        out, self._out = self._out, []
+        return gather(out)
+
+    def next_event(self) -> ClientEvent | NeedData:
+        """The next thing that concerns the driver, or NEED_DATA. Raises ProtocolError."""
+        while True:
+            if self._closed is not None:
+                return self._closed
+            if self._dot_due and self._in.empty:
+                self._send_final_dot()
+            reply = self._in.next()
+            if reply is not None:
+                event = self._take(reply)
+                if event is not None:
+                    return event
+            elif self._eof:
+                self._closed = Closed("server closed the connection")
+            else:
+                return NEED_DATA
+
+    @property
+    def phase(self) -> str:
+        """The command that is not answered yet, for the text of an error: "RCPT", "end of DATA", "idle"."""
+        if self._dot_due:
+            return Phase.CONTENT.value
+        return self._flight[0].phase.value if self._flight else "idle"
+
+    @property
+    def reusable(self) -> bool:
+        """True when another message may be sent on this connection."""
+        return not (self._closed or self._eof or self._message or self._flight or self._dot_due or self._handshake)
+
+    def interrupted(self) -> list[Result | None]:
+        """After a broken connection: the results that are known, None for recipients whose fate is not."""
+        return list(self._message.results) if self._message is not None else []
+
+    def start_tls(self) -> None:
+        """Ask for TLS (RFC 3207). TlsReady or TlsRefused follows."""
+        self._send(Command(b"STARTTLS\r\n", Phase.STARTTLS))
+
+    def tls_started(self) -> None:
+        """The handshake is done: what was learned in clear is forgotten, EHLO is said again. Ready follows.
+
+        Raises ProtocolError when bytes had come in clear behind the reply to STARTTLS.
+        """
+        if not self._handshake:
+            raise RuntimeError("tls_started() without TlsReady")
+        if not self._in.empty:
+            raise ProtocolError("bytes in clear behind the reply to STARTTLS")
+        self._handshake = False
+        self.tls = True
+        self._hello()
+
+    def auth(self, user: str, password: Secret, mechanism: str | None = None) -> None:
+        """Authenticate (RFC 4954) with the best mechanism that the server offers. AuthDone follows.
+
+        Raises ProtocolError when it offers none of ours. Whether TLS is active is the driver's concern.
+        """
+        offered = [m for m in CLIENT_MECHANISMS if m in self.capabilities.auth and mechanism in (None, m)]
+        if not offered:
+            raise ProtocolError("the server offers no AUTH mechanism that we speak")
+        make, at_once = CLIENT_MECHANISMS[offered[0]]
+        self._responses = make(user, password)
+        line = b"AUTH " + offered[0].encode()
+        if at_once:
+            line += b" " + base64.b64encode(next(self._responses))
+        self._send(Command(line + b"\r\n", Phase.AUTH))
+
+    def send_message(
+        self,
+        sender: str,
+        recipients: Sequence[str],
+        content: Sequence[bytes],
+        mail: MailParams = NO_MAIL_PARAMS,
+        rcpt: Sequence[RcptParams] = (),
+    ) -> None:
+        """Send a message: FinalDot (if the content is wanted) and MessageDone follow.
+
+        ``content``: chunks with CRLF line ends, not stuffed; never joined. ``rcpt``: one per recipient, or none at
+        all. SIZE is added here; parameters that the server does not offer are left out (look at ``capabilities``
+        first, where that matters). Raises ValueError for an address that cannot be sent.
+        """
+        if not self.reusable or not recipients:
+            raise RuntimeError("send_message() needs an idle connection and a recipient")
+        if mail.size is None:
+            mail = mail._replace(size=sum(map(len, content)))
+        commands = transaction_commands(sender, recipients, mail, rcpt, self.capabilities)
+        self.final_dot = False
+        self._message = Transaction(len(recipients), content)
+        if self._dirty:
+            self._todo.append(Command(b"RSET\r\n", Phase.RSET))
+        self._dirty = True
+        self._todo.extend(commands)
+        self._pump()
+
+    def reset(self) -> None:
+        """Say RSET, to see whether a connection that was idle still lives. ResetDone follows."""
+        self._send(Command(b"RSET\r\n", Phase.PROBE))
+
+    def quit(self) -> None:
+        """Say good-bye. Closed follows; there is no need to wait for it."""
+        self._send(Command(b"QUIT\r\n", Phase.QUIT))
+
+    # --- commands out ---------------------------------------------------------------------------------------
+
+    def _send(self, command: Command) -> None:
+        if not self.reusable:
+            raise RuntimeError(f"{command.phase.value} in the middle of {self.phase}")
+        self._todo.append(command)
+        self._pump()
+
+    def _hello(self) -> None:
+        self.capabilities = Capabilities()
+        self._todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what may go now: a group at a time, the next one when all of it is answered."""
+        if self._flight or not self._todo:
+            return
+        group = PIPELINE_COMMANDS if self.capabilities.pipelining else 1
+        for _ in range(min(group, len(self._todo))):
+            command = self._todo.popleft()
+            self._flight.append(command)
+            self._out.append(command.wire)
+
+    def _send_final_dot(self) -> None:
+        """From here on the message may be delivered without our hearing of it."""
+        self._dot_due = False
+        self.final_dot = True
+        self._out.append(b".\r\n")
+        self._flight.append(Command(b"", Phase.CONTENT))
+
+    # --- replies in -----------------------------------------------------------------------------------------
+
+    def _take(self, reply: Reply) -> ClientEvent | None:
+        if self._dot_due:
+            return self._early(reply)
+        if not self._flight:
+            if reply.code != 421:
+                raise ProtocolError("reply to no command")
+            self._closed = Closed("server closes", reply)
+            return None
+        command = self._flight[0]
+        if reply.kind == 3 and command.phase not in (Phase.DATA, Phase.AUTH):
+            raise ProtocolError(f"reply {reply.code} to {command.phase.value}")
+        event = self._answer(command, reply)
+        self._flight.popleft()
+        if reply.code == 421:
+            self._closing(command.phase, reply)
+        if event is None and self._message is not None:
+            event = self._message_event(self._message)
+        self._pump()
+        return event
+
+    def _answer(self, command: Command, reply: Reply) -> ClientEvent | None:
+        """What a reply to that command means. The phases of a message give their event when all is answered."""
+        match command.phase:
+            case Phase.RCPT | Phase.MAIL | Phase.DATA | Phase.CONTENT | Phase.LONE_DOT | Phase.RSET:
+                return self._answer_in_message(command, reply)
+            case Phase.GREETING | Phase.EHLO | Phase.HELO:
+                return self._answer_hello(command.phase, reply)
+            case Phase.STARTTLS:
+                return self._answer_starttls(reply)
+            case Phase.AUTH:
+                return self._answer_auth(reply)
+            case Phase.PROBE:
+                self._dirty = self._dirty and not reply.ok
+                return ResetDone(reply)
+            case Phase.QUIT:
+                self._closed = Closed("QUIT", reply)
+        return None
+
+    def _answer_in_message(self, command: Command, reply: Reply) -> ClientEvent | None:
+        message = self._message
+        if message is None:  # cannot be: these phases exist only with a message
+            raise ProtocolError("reply to no command")
+        match command.phase:
+            case Phase.RCPT:
+                message.answer_rcpt(command.recipient, reply)
+            case Phase.MAIL if not reply.ok:
+                message.refuse_all(reply, Phase.MAIL)
+                self._todo.clear()
+            case Phase.DATA:
+                return self._answer_data(message, reply)
+            case Phase.CONTENT:
+                self._dirty = False
+                message.refuse_all(reply, Phase.CONTENT)  # whatever it says, it holds for all that were accepted
+            case Phase.LONE_DOT:
+                self._dirty = False
+            case Phase.RSET if not reply.ok:
+                message.refuse_all(reply, Phase.RSET)
+                self._todo.clear()
+        return None
+
+    def _answer_data(self, message: Transaction, reply: Reply) -> ClientEvent | None:
+        if reply.ok:
+            raise ProtocolError(f"reply {reply.code} to DATA")
+        if reply.kind != 3:
+            message.refuse_all(reply, Phase.DATA)
+            return None
+        if not message.accepted:  # RFC 2920 3.1: the server wants content although nobody is to get it
+            self._out.append(b".\r\n")
+            self._flight.append(Command(b"", Phase.LONE_DOT))
+            return None
+        self._out.extend(stuff(message.content))
+        self._dot_due = True
+        return FinalDot(tuple(message.accepted))
+
+    def _message_event(self, message: Transaction) -> MessageDone | None:
+        """Is all said that will be said of this message?"""
+        if self._todo and self._todo[0].phase is Phase.DATA and not message.accepted and not self._flight:
+            self._todo.clear()  # nobody is left to get it; without PIPELINING DATA is not sent at all
+        if self._flight or self._todo or self._dot_due:
+            return None
+        self._message = None
+        return MessageDone([result for result in message.results if result is not None])
+
+    def _early(self, reply: Reply) -> ClientEvent:
+        """A reply that came before the end of the content was sent. A refusal is believed; success would be a lie."""
+        message = self._message
+        if message is None or reply.kind in (2, 3):
+            raise ProtocolError(f"reply {reply.code} before the end of the content")
+        message.refuse_all(reply, Phase.CONTENT)
+        self._dot_due = False
+        self._message = None
+        self._out.clear()
+        self._closed = Closed("server refused the content before its end", reply)
+        return MessageDone([result for result in message.results if result is not None])
+
+    def _closing(self, phase: Phase, reply: Reply) -> None:
+        """421: the server closes (RFC 5321 3.8). What it had not settled gets this reply."""
+        self._closed = self._closed or Closed("server closes", reply)
+        self._flight.clear()
+        self._todo.clear()
+        if self._message is not None:
+            self._message.refuse_all(reply, phase)
+
+    def _answer_hello(self, phase: Phase, reply: Reply) -> ClientEvent | None:
+        if phase is Phase.EHLO and reply.permanent:
+            self._todo.append(Command(f"HELO {self.hostname}\r\n".encode(), Phase.HELO))  # RFC 5321 3.2
+            return None
+        if not reply.ok:
+            return Refused(phase.value, reply)
+        if phase is Phase.GREETING:
+            self._todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
+            return None
+        self.capabilities = Capabilities(reply if phase is Phase.EHLO else None)
+        return Ready(reply)
+
+    def _answer_starttls(self, reply: Reply) -> ClientEvent:
+        """RFC 3207. Bytes behind the reply came in clear; taken for replies under TLS they would be injected ones."""
+        if not reply.ok:
+            return TlsRefused(reply)
+        if not self._in.empty:
+            raise ProtocolError("bytes in clear behind the reply to STARTTLS")
+        self._handshake = True
+        return TlsReady()
+
+    def _answer_auth(self, reply: Reply) -> ClientEvent | None:
+        if reply.kind != 3:
+            self._responses = iter(())  # forget the password
+            return AuthDone(reply)
+        response = next(self._responses, None)
+        if response is None:
+            raise ProtocolError("the server asks for more than AUTH has to say")
+        self._todo.append(Command(base64.b64encode(response) + b"\r\n", Phase.AUTH))
+        return None
