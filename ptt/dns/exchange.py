@@ -34,7 +34,11 @@ class NoAnswer(Exception):
 
 
 class BadAnswer(Exception):
-    """What came over TCP, or from the holder of a TSIG key, is no answer to the question. The text says why."""
+    """What came is no answer to the question. The text says why; ``rcode``: of the TSIG, when that was refused."""
+
+    def __init__(self, text: str, rcode: str = "") -> None:
+        self.rcode = rcode
+        super().__init__(text)
 
 
 class Server(NamedTuple):
@@ -133,7 +137,8 @@ def _checked(query: dns.message.Message, data: bytes, server: Server) -> dns.mes
             data, keyring=query.keyring if signed else False, request_mac=query.mac if signed else b""
         )
     except dns.tsig.PeerError as e:
-        raise BadAnswer(f"{server.text}: refuses our TSIG key: {_TSIG_REASONS.get(type(e), 'unknown error')}") from e
+        rcode, reason = _TSIG_REASONS.get(type(e), ("BADTSIG", "it does not say why"))
+        raise BadAnswer(f"{server.text} refuses our TSIG key: {reason}", rcode) from e
     except (dns.tsig.BadSignature, dns.tsig.BadKey, dns.tsig.BadAlgorithm, dns.tsig.BadTime) as e:
         raise BadAnswer(f"{server.text}: the TSIG of its answer is wrong ({type(e).__name__})") from e
     except dns.exception.FormError as e:
@@ -147,9 +152,9 @@ def _checked(query: dns.message.Message, data: bytes, server: Server) -> dns.mes
     return answer
 
 
-_TSIG_REASONS: dict[type[Exception], str] = {
-    dns.tsig.PeerBadKey: "the key is not known there (BADKEY)",
-    dns.tsig.PeerBadSignature: "the secret differs (BADSIG)",
-    dns.tsig.PeerBadTime: "the clocks differ (BADTIME)",
-    dns.tsig.PeerBadTruncation: "the signature is too short there (BADTRUNC)",
+_TSIG_REASONS: dict[type[Exception], tuple[str, str]] = {
+    dns.tsig.PeerBadKey: ("BADKEY", "the key is not known there"),
+    dns.tsig.PeerBadSignature: ("BADSIG", "the secret differs"),
+    dns.tsig.PeerBadTime: ("BADTIME", "the clocks differ"),
+    dns.tsig.PeerBadTruncation: ("BADTRUNC", "the signature is too short there"),
 }

@@ -167,7 +167,7 @@ def _exchange(query: dns.message.Message, primary: str, timeout: float) -> dns.m
     except NoAnswer as e:
         raise NotReached(str(e)) from e
     except BadAnswer as e:
-        raise UpdateError("BADTSIG" if query.keyring else "", str(e)) from e
+        raise UpdateError(e.rcode, str(e)) from e
 
 
 _REASONS = {

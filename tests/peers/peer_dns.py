@@ -88,7 +88,7 @@ remote-control:
 {stubs}
 stub-zone:
     name: "dead.test"
-    stub-addr: 127.0.0.1@{dead}
+    stub-addr: 127.0.0.1@{lame}
 """
 
 
@@ -214,7 +214,7 @@ def primary(request: pytest.FixtureRequest) -> Primary:
 
 
 class Recursive:
-    """A recursive resolver at ``address``; the zone ``dead.test`` has no server that answers: SERVFAIL."""
+    """A recursive resolver at ``address``; the zone ``dead.test`` is lame: SERVFAIL."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -230,7 +230,7 @@ def unbound(
     directory, port = peer_dir("unbound"), free_port()
     stubs = "".join(f'stub-zone:\n    name: "{z}"\n    stub-addr: 127.0.0.1@{named.port}\n' for z in ZONES)
     configuration = directory / "unbound.conf"
-    configuration.write_text(UNBOUND_CONF.format(directory=directory, port=port, stubs=stubs, dead=free_port()))
+    configuration.write_text(UNBOUND_CONF.format(directory=directory, port=port, stubs=stubs, lame=named.port))
     program = Program([binary, "-d", "-c", str(configuration)], directory / "unbound.log", lambda: answers(port))
     program.start()
     yield Recursive(port)
