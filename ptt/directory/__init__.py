@@ -6,6 +6,7 @@
 ``rules``          what must hold between files, pure
 ``repository``     the bare repository: trees, commits, fast-forward (libgit2)
 ``remote``         fetch and push, with credentials from files (libgit2)
+``edit``           one change by a command: checked, pushed, committed
 ``compiler``       a commit -> what changed and whether it keeps the rules
 ``snapshot``       records -> LMDB files of one commit; the pointer to the one in force
 ``files``          one LMDB file, open for reading

@@ -6,11 +6,12 @@ which concerns every user of it. The control process calls this in a thread; the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ptt.directory.reader import Pointer, SnapshotFile
-from ptt.directory.repository import GOOD_REF, Listing, Repository
+from ptt.directory.repository import GOOD_REF, Listing, Repository, RepositoryError
 from ptt.directory.rules import MAX_MISTAKES, Base, Database, check, check_changes, locate, parse_all
 from ptt.directory.schema import Alias, Domain, Mistake, Place, User, parse, path_of, place_of
 from ptt.directory.snapshot import Changes, Store
@@ -49,6 +50,7 @@ def compile_commit(repository: Repository, commit: str, store: Store) -> Pointer
             checked = examine(repository, commit, base.commit, opened)
         finally:
             opened.close()
+    _found_good(repository, commit)
     return store.write(commit, checked.changes, None if checked.whole else base)
 
 
@@ -138,8 +140,15 @@ class TreeBase:
 
 
 def check_for_commit(repository: Repository, commit: str, parent: str) -> None:
-    """Check a commit that is about to be put on the branch; remembers what was found good. Raises Refused."""
-    good = repository.tip(GOOD_REF)
-    known = bool(parent) and parent == good
+    """Check a commit that is about to be put on the branch. Raises Refused, RepositoryError."""
+    known = bool(parent) and parent == repository.tip(GOOD_REF)
     examine(repository, commit, parent if known else "", TreeBase(repository, parent) if known else None)
-    repository.move(GOOD_REF, commit, good)
+    _found_good(repository, commit)
+
+
+def _found_good(repository: Repository, commit: str) -> None:
+    """Remember, for the commands, that this commit needs no second check as a whole."""
+    with contextlib.suppress(RepositoryError):  # moved or locked by another process: it costs a check, no more
+        before = repository.tip(GOOD_REF)
+        if before != commit:
+            repository.move(GOOD_REF, commit, before)

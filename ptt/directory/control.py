@@ -254,7 +254,9 @@ class DirectoryControl:
 
     def _synchronise(self) -> str:
         # An object of its own: this thread may run beside the one of the local branch.
-        return synchronise(self._open_repository(), self._settings.remote, self._settings.credentials)
+        repository = self._open_repository()
+        with repository.lock():
+            return synchronise(repository, self._settings.remote, self._settings.credentials)
 
     # -- passwords -------------------------------------------------------------------------------------------------
 

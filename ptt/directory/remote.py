@@ -28,11 +28,16 @@ MAX_RECEIVED_BYTES = 1 << 30  # of one fetch: a hundred times the pack of 100,00
 MAX_SECRET_BYTES = 16_384
 
 INCOMING_REF = "refs/ptt/incoming"  # what this fetch brought
+OUTGOING_REF = "refs/ptt/outgoing"  # what is being pushed
 REMOTE_REF = "refs/ptt/remote"  # what the remote's branch was when last seen
 
 
 class Rewritten(RepositoryError):
     """The remote's branch does not contain ours, or was deleted. Nothing was changed here; a person must look."""
+
+
+class Refused(RepositoryError):
+    """The remote refused a push: it has commits that we do not have."""
 
 
 def shown(url: str) -> str:
@@ -53,32 +58,34 @@ def synchronise(repository: Repository, url: str, credentials: str) -> str:
             raise Rewritten(f"{shown(url)}: {repository.ref} was deleted")
         if not ours:
             return ""
-        push(repository, url, credentials)
+        push(repository, url, credentials, ours)
         return "pushed"
     if theirs == ours:
-        _remember(repository, theirs)
+        _set(repository, REMOTE_REF, theirs)
         return ""
     if not ours or repository.is_ancestor(ours, theirs):
         repository.move(repository.ref, theirs, ours)
-        _remember(repository, theirs)
+        _set(repository, REMOTE_REF, theirs)
         return "fetched"
     if repository.is_ancestor(theirs, ours):
-        push(repository, url, credentials)
+        push(repository, url, credentials, ours)
         return "pushed"
     raise Rewritten(f"{shown(url)}: {repository.ref} is at {theirs}, which does not contain our {ours}")
 
 
-def push(repository: Repository, url: str, credentials: str) -> None:
-    """Push the local branch; the remote refuses what is no fast-forward. Raises RepositoryError."""
+def push(repository: Repository, url: str, credentials: str, commit: str) -> None:
+    """Push a commit to the branch; the remote takes only a fast-forward. Raises RepositoryError, Refused."""
     callbacks = _Callbacks(credentials)
-    commit = repository.tip()
+    _set(repository, OUTGOING_REF, commit)
     try:
-        _anonymous(repository, url, credentials).push([f"{repository.ref}:{repository.ref}"], callbacks=callbacks)
+        remote = _anonymous(repository, url, credentials)
+        remote.push([f"{OUTGOING_REF}:{repository.ref}"], callbacks=callbacks)
     except (pygit2.GitError, KeyError, ValueError, OSError) as e:
-        raise RepositoryError(f"push to {shown(url)}: {e}") from e
+        kind = Refused if "non-fastforwardable" in str(e) or "not present locally" in str(e) else RepositoryError
+        raise kind(f"push to {shown(url)}: {e}") from e
     if callbacks.refused:
-        raise RepositoryError(f"push to {shown(url)}: {callbacks.refused}")
-    _remember(repository, commit)
+        raise Refused(f"push to {shown(url)}: {callbacks.refused}")
+    _set(repository, REMOTE_REF, commit)
 
 
 def _fetch(repository: Repository, url: str, credentials: str) -> str:
@@ -95,10 +102,10 @@ def _fetch(repository: Repository, url: str, credentials: str) -> str:
     return repository.tip(INCOMING_REF)
 
 
-def _remember(repository: Repository, commit: str) -> None:
-    before = repository.tip(REMOTE_REF)
+def _set(repository: Repository, ref: str, commit: str) -> None:
+    before = repository.tip(ref)
     if before != commit:
-        repository.move(REMOTE_REF, commit, before)
+        repository.move(ref, commit, before)
 
 
 def _anonymous(repository: Repository, url: str, credentials: str) -> pygit2.Remote:

@@ -7,11 +7,14 @@ them in a thread. An object of this module is used by one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import gevent.monkey
 import pygit2
 from pygit2.enums import ConfigLevel, FileMode, ObjectType
 
@@ -20,8 +23,12 @@ from ptt.directory.schema import FOLDERS, MAX_FILE_BYTES, Mistake, ignored
 MAX_FILES = 500_000  # five times the largest database that we measured
 MAX_TREE_BYTES = 64 * 1024 * 1024  # of one folder's list: some 800,000 names
 CACHE_BYTES = 16 * 1024 * 1024  # of libgit2's objects: each is read once
+LOCK_SECONDS = 150.0  # more than a fetch from a remote that stalls
+LOCK_PAUSE_SECONDS = 0.05
 MAX_LISTED_MISTAKES = 100
 GOOD_REF = "refs/ptt/good"  # the last commit that was checked as a whole: the next one needs only its changes checked
+
+_sleep = gevent.monkey.get_original("time", "sleep")  # we are in a real thread
 
 
 class RepositoryError(Exception):
@@ -63,12 +70,30 @@ class Repository:
         self.path = path
         self.ref = f"refs/heads/{branch}"
         try:
-            if create and not os.path.exists(path):
+            if create and not (os.path.isdir(path) and os.listdir(path)):
                 os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
                 pygit2.init_repository(path, bare=True, initial_head=branch, mode=0o700)
             self.git = pygit2.Repository(path)
         except (pygit2.GitError, KeyError, ValueError, OSError) as e:
             raise RepositoryError(f"{path}: {e}") from e
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from fetching, pushing and committing here. Raises RepositoryError after LOCK_SECONDS."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as e:
+                    if time.monotonic() > deadline:
+                        raise RepositoryError(f"{self.path} is locked by another process") from e
+                    _sleep(LOCK_PAUSE_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
 
     def tip(self, ref: str = "") -> str:
         """The commit at the branch (or another reference), full hexadecimal; "" if there is none."""
