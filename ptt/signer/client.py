@@ -1,11 +1,12 @@
 """A worker's calls to the key processes: what its greenlets ask for within one turn of the loop goes out together.
 
-One connection for each key process, used in turn. A batch whose key process dies, or does not answer, is sent once
-more on the next connection: to sign twice harms nobody. So the death of one of several delays nothing.
+One connection for each key process, used in turn. A batch whose key process dies is sent again on the next
+connection: to sign twice harms nobody. So the death of one of several delays nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ class SignerClient:
 
     def __init__(self, path: str, processes: int = 1, timeout: float = TIMEOUT_SECONDS) -> None:
         self._connections = [_Connection(path, timeout) for _ in range(processes)]
+        self._timeout = timeout
         self._next = 0
         self._pending: list[tuple[Request, gevent.event.AsyncResult]] = []
         self._sending = False
@@ -101,7 +103,7 @@ class SignerClient:
     def _call(self, batch: list[tuple[Request, gevent.event.AsyncResult]]) -> None:
         """Send one batch and hand its answers out; every waiting greenlet gets one, whatever happens."""
         try:
-            found = self._try_twice([request for request, _ in batch])
+            found = self._try_each([request for request, _ in batch])
         except Exception as e:  # to those who wait
             for _, answer in batch:
                 answer.set_exception(e)
@@ -112,11 +114,15 @@ class SignerClient:
             else:
                 answer.set(signature)
 
-    def _try_twice(self, requests: list[Request]) -> list[tuple[bytes | None, str | None]]:
-        try:
-            return self._turn().sign(requests)
-        except RpcUnavailable:
-            return self._turn().sign(requests)
+    def _try_each(self, requests: list[Request]) -> list[tuple[bytes | None, str | None]]:
+        """On each connection in turn, and the first once more: all may have been lost before. Raises RpcError."""
+        end = time.monotonic() + self._timeout
+        for _ in self._connections:
+            with contextlib.suppress(RpcUnavailable):
+                return self._turn().sign(requests)
+            if time.monotonic() >= end:
+                break
+        return self._turn().sign(requests)
 
     def _turn(self) -> _Connection:
         self._next = (self._next + 1) % len(self._connections)
