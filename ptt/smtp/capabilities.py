@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 from ptt.smtp.reply import Reply
 
 
 class Capabilities:
-    """The keywords of an EHLO reply with what follows them, and the questions that a client has about them."""
+    """The keywords of an EHLO reply with what follows them, and the questions that a client has about them.
+
+    A value that several sessions share: not to be changed.
+    """
 
     __slots__ = ("keywords", "mail", "pipelining", "rcpt")
 
@@ -57,5 +62,12 @@ class Capabilities:
         return f"Capabilities({self.keywords!r})"
 
 
+@functools.lru_cache(maxsize=64)  # at most 64 replies of MAX_REPLY_BYTES: the servers that we speak to most
+def capabilities_of(reply: Reply) -> Capabilities:
+    """As ``Capabilities(reply)``: a server says the same to each connection, so it is read once."""
+    return Capabilities(reply)
+
+
 _MAIL_NEEDS = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "RET": "DSN", "ENVID": "DSN"}
 _RCPT_NEEDS = {"NOTIFY": "DSN", "ORCPT": "DSN"}
+NOTHING_OFFERED = Capabilities()

@@ -32,10 +32,10 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from ptt.smtp.capabilities import Capabilities
+from ptt.smtp.capabilities import NOTHING_OFFERED, capabilities_of
 from ptt.smtp.dotstuff import gather, stuff
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import (
@@ -69,7 +69,7 @@ class ClientSession:
         """``hostname``: what EHLO says. ``tls``: the handshake is done (implicit TLS)."""
         self.hostname = hostname
         self.tls = tls
-        self.capabilities = Capabilities()
+        self.capabilities = NOTHING_OFFERED
         self.final_dot = False  # the end of the content was handed out: the message may have arrived
         self._in = ReplyReader()
         self._out: list[bytes] = []
@@ -127,8 +127,8 @@ class ClientSession:
     def phase(self) -> str:
         """The command that is not answered yet, for the text of an error: "RCPT", "end of DATA", "idle"."""
         if self._dot_due:
-            return Phase.CONTENT.value
-        return self._flight[0].phase.value if self._flight else "idle"
+            return Phase.CONTENT
+        return self._flight[0].phase if self._flight else "idle"
 
     @property
     def reusable(self) -> bool:
@@ -210,12 +210,12 @@ class ClientSession:
 
     def _send(self, command: Command) -> None:
         if not self.reusable:
-            raise RuntimeError(f"{command.phase.value} in the middle of {self.phase}")
+            raise RuntimeError(f"{command.phase} in the middle of {self.phase}")
         self._todo.append(command)
         self._pump()
 
     def _hello(self) -> None:
-        self.capabilities = Capabilities()
+        self.capabilities = NOTHING_OFFERED
         self._todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
         self._pump()
 
@@ -248,8 +248,8 @@ class ClientSession:
             return None
         command = self._flight[0]
         if reply.kind == 3 and command.phase not in (Phase.DATA, Phase.AUTH):
-            raise ProtocolError(f"reply {reply.code} to {command.phase.value}")
-        event = self._answer(command, reply)
+            raise ProtocolError(f"reply {reply.code} to {command.phase}")
+        event = _ANSWERS[command.phase](self, command, reply)
         self._flight.popleft()
         if reply.code == 421:
             self._closing(command.phase, reply)
@@ -258,47 +258,23 @@ class ClientSession:
         self._pump()
         return event
 
-    def _answer(self, command: Command, reply: Reply) -> ClientEvent | None:
-        """What a reply to that command means. The phases of a message give their event when all is answered."""
-        match command.phase:
-            case Phase.RCPT | Phase.MAIL | Phase.DATA | Phase.CONTENT | Phase.LONE_DOT | Phase.RSET:
-                return self._answer_in_message(command, reply)
-            case Phase.GREETING | Phase.EHLO | Phase.HELO:
-                return self._answer_hello(command.phase, reply)
-            case Phase.STARTTLS:
-                return self._answer_starttls(reply)
-            case Phase.AUTH:
-                return self._answer_auth(reply)
-            case Phase.PROBE:
-                self._dirty = self._dirty and not reply.ok
-                return ResetDone(reply)
-            case Phase.QUIT:
-                self._closed = Closed("QUIT", reply)
-        return None
-
-    def _answer_in_message(self, command: Command, reply: Reply) -> ClientEvent | None:
-        message = self._message
-        if message is None:  # cannot be: these phases exist only with a message
+    def _current(self) -> Transaction:
+        if self._message is None:
             raise ProtocolError("reply to no command")
-        match command.phase:
-            case Phase.RCPT:
-                message.answer_rcpt(command.recipient, reply)
-            case Phase.MAIL if not reply.ok:
-                message.refuse_all(reply, Phase.MAIL)
-                self._todo.clear()
-            case Phase.DATA:
-                return self._answer_data(message, reply)
-            case Phase.CONTENT:
-                self._dirty = False
-                message.refuse_all(reply, Phase.CONTENT)  # whatever it says, it holds for all that were accepted
-            case Phase.LONE_DOT:
-                self._dirty = False
-            case Phase.RSET if not reply.ok:
-                message.refuse_all(reply, Phase.RSET)
-                self._todo.clear()
+        return self._message
+
+    def _answer_mail(self, _command: Command, reply: Reply) -> ClientEvent | None:
+        if not reply.ok:
+            self._current().refuse_all(reply, Phase.MAIL)
+            self._todo.clear()
         return None
 
-    def _answer_data(self, message: Transaction, reply: Reply) -> ClientEvent | None:
+    def _answer_rcpt(self, command: Command, reply: Reply) -> ClientEvent | None:
+        self._current().answer_rcpt(command.recipient, reply)
+        return None
+
+    def _answer_data(self, _command: Command, reply: Reply) -> ClientEvent | None:
+        message = self._current()
         if reply.ok:
             raise ProtocolError(f"reply {reply.code} to DATA")
         if reply.kind != 3:
@@ -311,6 +287,22 @@ class ClientSession:
         self._out.extend(stuff(message.content))
         self._dot_due = True
         return FinalDot(tuple(message.accepted))
+
+    def _answer_content(self, command: Command, reply: Reply) -> ClientEvent | None:
+        self._dirty = False
+        if command.phase is Phase.CONTENT:
+            self._current().refuse_all(reply, Phase.CONTENT)  # whatever it says, it holds for all that were accepted
+        return None
+
+    def _answer_rset(self, command: Command, reply: Reply) -> ClientEvent | None:
+        self._dirty = self._dirty and not reply.ok
+        if command.phase is Phase.PROBE:
+            return ResetDone(reply)
+        self._dirty = True  # MAIL is on its way
+        if not reply.ok:
+            self._current().refuse_all(reply, Phase.RSET)
+            self._todo.clear()
+        return None
 
     def _message_event(self, message: Transaction) -> MessageDone | None:
         """Is all said that will be said of this message?"""
@@ -333,7 +325,7 @@ class ClientSession:
         self._closed = Closed("server refused the content before its end", reply)
         return MessageDone([result for result in message.results if result is not None])
 
-    def _closing(self, phase: Phase, reply: Reply) -> None:
+    def _closing(self, phase: str, reply: Reply) -> None:
         """421: the server closes (RFC 5321 3.8). What it had not settled gets this reply."""
         self._closed = self._closed or Closed("server closes", reply)
         self._flight.clear()
@@ -341,19 +333,19 @@ class ClientSession:
         if self._message is not None:
             self._message.refuse_all(reply, phase)
 
-    def _answer_hello(self, phase: Phase, reply: Reply) -> ClientEvent | None:
-        if phase is Phase.EHLO and reply.permanent:
+    def _answer_hello(self, command: Command, reply: Reply) -> ClientEvent | None:
+        if command.phase is Phase.EHLO and reply.permanent:
             self._todo.append(Command(f"HELO {self.hostname}\r\n".encode(), Phase.HELO))  # RFC 5321 3.2
             return None
         if not reply.ok:
-            return Refused(phase.value, reply)
-        if phase is Phase.GREETING:
+            return Refused(command.phase, reply)
+        if command.phase is Phase.GREETING:
             self._todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
             return None
-        self.capabilities = Capabilities(reply if phase is Phase.EHLO else None)
+        self.capabilities = capabilities_of(reply) if command.phase is Phase.EHLO else NOTHING_OFFERED
         return Ready(reply)
 
-    def _answer_starttls(self, reply: Reply) -> ClientEvent:
+    def _answer_starttls(self, _command: Command, reply: Reply) -> ClientEvent:
         """RFC 3207. Bytes behind the reply came in clear; taken for replies under TLS they would be injected ones."""
         if not reply.ok:
             return TlsRefused(reply)
@@ -362,7 +354,7 @@ class ClientSession:
         self._handshake = True
         return TlsReady()
 
-    def _answer_auth(self, reply: Reply) -> ClientEvent | None:
+    def _answer_auth(self, _command: Command, reply: Reply) -> ClientEvent | None:
         if reply.kind != 3:
             self._responses = iter(())  # forget the password
             return AuthDone(reply)
@@ -371,3 +363,24 @@ class ClientSession:
             raise ProtocolError("the server asks for more than AUTH has to say")
         self._todo.append(Command(base64.b64encode(response) + b"\r\n", Phase.AUTH))
         return None
+
+    def _answer_quit(self, _command: Command, reply: Reply) -> ClientEvent:
+        self._closed = Closed("QUIT", reply)
+        return self._closed
+
+
+_ANSWERS: Final[dict[str, Callable[[ClientSession, Command, Reply], ClientEvent | None]]] = {
+    Phase.GREETING: ClientSession._answer_hello,
+    Phase.EHLO: ClientSession._answer_hello,
+    Phase.HELO: ClientSession._answer_hello,
+    Phase.STARTTLS: ClientSession._answer_starttls,
+    Phase.AUTH: ClientSession._answer_auth,
+    Phase.MAIL: ClientSession._answer_mail,
+    Phase.RCPT: ClientSession._answer_rcpt,
+    Phase.DATA: ClientSession._answer_data,
+    Phase.CONTENT: ClientSession._answer_content,
+    Phase.LONE_DOT: ClientSession._answer_content,
+    Phase.RSET: ClientSession._answer_rset,
+    Phase.PROBE: ClientSession._answer_rset,
+    Phase.QUIT: ClientSession._answer_quit,
+}

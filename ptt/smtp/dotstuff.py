@@ -48,17 +48,18 @@ class Unstuffer:
         """Take ``data`` from ``start``. Returns the place in ``data`` behind the end, or -1 if it is yet to come."""
         carry = len(self._carry)
         whole = self._carry + (data[start:] if start else data)
-        end = whole.find(END)
+        dot = whole.find(b"\r\n.")  # most messages have but one such line, the last: then there is nothing to unstuff
+        end = dot if dot < 0 or whole.startswith(END, dot) else whole.find(END, dot)
         if end >= 0:
-            self._take(whole[: end + 2])
+            self._take(whole[: end + 2], stuffed=dot < end)
             self._flush()
             return start + end + 5 - carry
         keep = _overlap(whole)
-        self._take(whole[: len(whole) - keep])
+        self._take(whole[: len(whole) - keep], stuffed=dot >= 0)
         self._carry = whole[len(whole) - keep :]
         return -1
 
-    def _take(self, content: bytes) -> None:
+    def _take(self, content: bytes, stuffed: bool) -> None:
         """Content as on the wire, cut so that no CRLF and no stuffed dot lies across its border."""
         if self.fault is Fault.BARE or not content:
             return
@@ -68,7 +69,8 @@ class Unstuffer:
             return
         if self.fault is not None:
             return
-        content = content.replace(b"\r\n.", b"\r\n")
+        if stuffed:
+            content = content.replace(b"\r\n.", b"\r\n")
         if self._first:
             content = content[2:]
             self._first = False

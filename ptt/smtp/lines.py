@@ -37,11 +37,13 @@ class LineReader:
         NUL. Such a line is skipped to its CRLF, so that both sides agree on where the next one begins.
         """
         while True:
-            end = self.buffer.find(b"\r\n", self.pos)
+            buffer, start = self.buffer, self.pos
+            end = buffer.find(b"\r\n", start)
             if end < 0:
-                self._check_unfinished(limit)
+                if start < len(buffer):
+                    self._check_unfinished(limit)
                 return None
-            line = self.buffer[self.pos : end]
+            line = buffer[start:end]
             self.pos = end + 2
             if self._skipping:
                 self._skipping = False

@@ -15,6 +15,8 @@ MAX_REPLY_LINE = 2048  # RFC 5321 4.5.3.1.5 says 512 with CRLF; long URLs in ref
 MAX_REPLY_BYTES = 16_384  # of all lines of one reply: the longest EHLO answer seen in the wild is under 2 KiB
 MAX_TEXT_SENT = 480  # characters of text on a line that we send: with code and CRLF it stays below 512
 
+# Nearly every reply: one line, with an enhanced code of the same class or with none at all.
+_SINGLE_LINE = re.compile(rb"(([245])[0-9][0-9]|3[0-9][0-9]) (?:(\2\.[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z))?([^\r\n]*)\Z")
 _CODE = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\Z)")
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: +|\Z)")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
@@ -92,6 +94,9 @@ class ReplyReader:
                 return None
             line = self._buffer[self._pos : end]
             self._pos = end + 2
+            if not self._lines and len(line) < MAX_REPLY_LINE and (alone := _SINGLE_LINE.match(line)):
+                code, enhanced, text = alone.group(1, 3, 4)
+                return Reply(int(code), enhanced.decode() if enhanced else "", text.decode("utf-8", "replace"))
             self._check(line)
             self._lines.append(line)
             if line[3:4] != b"-":

@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ptt.smtp import replies
+from ptt.smtp import replies, states
 from ptt.smtp.commands import no_argument, parse_auth, parse_hello, parse_mail, parse_rcpt
 from ptt.smtp.config import ServerConfig
 from ptt.smtp.dotstuff import Unstuffer
@@ -83,12 +83,12 @@ class ServerSession:
         self.config = config
         self.tls = tls
         self.authenticated = authenticated
-        self.state = State.START
+        self.state = states.START
         self.recipients = 0  # accepted in this transaction
         self._in = LineReader()
         self._out = [config.greeting_wire]
         self._pending: ServerEvent | None = None  # the decision that the driver owes
-        self._following = State.START  # the state if it is accepted
+        self._following = states.START  # the state if it is accepted
         self._body: Unstuffer | None = None
         self._exchange: ServerExchange | None = None
         self._utf8 = False  # MAIL had SMTPUTF8
@@ -104,9 +104,9 @@ class ServerSession:
         """Bytes of the client, as they come; b"" at the end of the stream. Only stores them."""
         if not data:
             self._eof = True
-        elif self.state is State.HANDSHAKE:
+        elif self.state is states.HANDSHAKE:
             self._close(None, "bytes in clear behind STARTTLS")
-        elif self.state is not State.CLOSED:
+        elif self.state is not states.CLOSED:
             self._in.feed(data)
 
     def data_to_send(self) -> bytes:
@@ -123,12 +123,13 @@ class ServerSession:
         if self._pending is not None:
             raise RuntimeError(f"{type(self._pending).__name__} was not answered")
         while True:
+            state = self.state
             event: ServerEvent | NeedData | None
-            if self.state is State.DATA:
+            if state is states.DATA:
                 event = self._take_content()
-            elif self.state is State.CLOSED:
+            elif state is states.CLOSED:
                 return Closed(self._reason)
-            elif self.state is State.HANDSHAKE:
+            elif state is states.HANDSHAKE:
                 event = NEED_DATA
             else:
                 event = self._take_line()
@@ -140,17 +141,18 @@ class ServerSession:
     def accept(self, reply: Reply | None = None) -> None:
         """Say yes to the last event, with ``reply`` in place of the usual one."""
         event = self._answered()
+        kind = type(event)
         self.state = self._following
-        if isinstance(event, RcptTo):
+        if kind is MessageStart:
+            self._body = Unstuffer(self.config.max_message_bytes, self.config.max_text_line)
+        elif kind is RcptTo:
             self.recipients += 1
         elif isinstance(event, MailFrom):
             self.recipients = 0
             self._utf8 = event.params.smtputf8
-        elif isinstance(event, MessageStart):
-            self._body = Unstuffer(self.config.max_message_bytes, self.config.max_text_line)
-        elif isinstance(event, MessageComplete):
+        elif kind is MessageComplete:
             self._idle = 0
-        elif isinstance(event, AuthAttempt):
+        elif kind is AuthAttempt:
             self.authenticated = True
         if reply is not None:
             self._out.append(reply.encode())
@@ -158,7 +160,7 @@ class ServerSession:
             wire = self.config.ehlo_wire[self.tls, self.authenticated] if event.ehlo else self.config.helo_wire
             self._out.append(wire)
         else:
-            self._out.append(_ACCEPTED[type(event)])
+            self._out.append(_ACCEPTED[kind])
 
     def refuse(self, reply: Reply) -> None:
         """Say no to the last event. With code 421 the session ends (RFC 5321 3.8)."""
@@ -168,30 +170,30 @@ class ServerSession:
             return
         self._out.append(reply.encode())
         if isinstance(event, MessageStart | MessageComplete):
-            self.state = State.READY  # the transaction is over, whatever its end: RFC 5321 4.1.1.4
+            self.state = states.READY  # the transaction is over, whatever its end: RFC 5321 4.1.1.4
         elif isinstance(event, AuthAttempt):
-            self.state = State.READY
+            self.state = states.READY
             self._auth_failed()
 
     def tls_started(self) -> None:
         """The handshake is done. All that was known of the client is forgotten (RFC 3207 4.2)."""
-        if self.state is State.CLOSED:
+        if self.state is states.CLOSED:
             return
-        if self.state is not State.HANDSHAKE:
+        if self.state is not states.HANDSHAKE:
             raise RuntimeError("tls_started() without STARTTLS")
         self.tls = True
-        self.state = State.START
+        self.state = states.START
 
     def shutdown(self, reply: Reply, reason: str = "shut down") -> None:
         """End the session from outside: a time-out, a drain. Allowed at any moment."""
-        if self.state is not State.CLOSED:
+        if self.state is not states.CLOSED:
             self._pending = None
             self._close(reply, reason)
 
     @property
     def in_transaction(self) -> bool:
         """True from an accepted MAIL to the reply at its end: a drain lets such a session go on."""
-        return State.MAIL <= self.state <= State.COMPLETE
+        return states.MAIL <= self.state <= states.COMPLETE
 
     # --- from bytes to events -------------------------------------------------------------------------------
 
@@ -215,9 +217,9 @@ class ServerSession:
                 self._errors = self.config.max_errors
             raise ProtocolError.of(replies.UNKNOWN_COMMAND)
         verb, handler = known
-        if len(line) > MAX_LINE and verb not in _LONG:
+        if len(line) > MAX_LINE and verb not in states.TAKES_PARAMETERS:
             raise ProtocolError.of(replies.LINE_TOO_LONG)
-        if self.config.require_tls and not self.tls and verb in _ONLY_UNDER_TLS:
+        if self.config.require_tls and not self.tls and verb in states.ONLY_UNDER_TLS:
             raise ProtocolError.of(replies.TLS_FIRST)
         following = TRANSITIONS.get((self.state, verb))
         if following is None:
@@ -239,11 +241,11 @@ class ServerSession:
         source.pos = end
         self._body = None
         if body.fault is not None:
-            self.state = State.READY
+            self.state = states.READY
             self._out.append(replies.FAULTS[body.fault].encode())
             return None
-        self.state = State.COMPLETE
-        return self._ask(MessageComplete(body.chunks, body.size), State.READY)
+        self.state = states.COMPLETE
+        return self._ask(MessageComplete(body.chunks, body.size), states.READY)
 
     # --- commands: each answers, raises ProtocolError with the answer, or asks the driver -------------------
 
@@ -336,7 +338,7 @@ class ServerSession:
             who = exchange.respond(line)
         except ProtocolError as error:
             self._exchange = None
-            self.state = State.READY
+            self.state = states.READY
             self._out.append((error.reply or replies.AUTH_FAILED).encode())
             self._auth_failed()
             return None
@@ -344,7 +346,7 @@ class ServerSession:
             self._out.append(exchange.challenge())
             return None
         self._exchange = None
-        return self._ask(AuthAttempt(exchange.name, who.authcid, who.authzid, who.password), State.READY)
+        return self._ask(AuthAttempt(exchange.name, who.authcid, who.authzid, who.password), states.READY)
 
     def _auth_failed(self) -> None:
         self._auth_failures += 1
@@ -378,7 +380,7 @@ class ServerSession:
         self._in.clear()
         self._body = self._exchange = None
         self._reason = reason
-        self.state = State.CLOSED
+        self.state = states.CLOSED
 
 
 _COMMANDS: Final[dict[bytes, tuple[Verb, Callable[[ServerSession, str, State], ServerEvent | None]]]] = {
@@ -396,5 +398,3 @@ _COMMANDS: Final[dict[bytes, tuple[Verb, Callable[[ServerSession, str, State], S
     b"HELP": (Verb.HELP, ServerSession._help),
     b"QUIT": (Verb.QUIT, ServerSession._quit),
 }
-_LONG: Final = frozenset({Verb.MAIL, Verb.RCPT, Verb.AUTH})
-_ONLY_UNDER_TLS: Final = frozenset({Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.VRFY, Verb.EXPN, Verb.HELP})

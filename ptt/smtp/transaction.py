@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ptt.smtp.capabilities import Capabilities
 from ptt.smtp.events import Result
@@ -15,29 +14,29 @@ from ptt.smtp.reply import Reply
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class Phase(enum.Enum):
+class Phase:
     """What a reply answers, in the words for people."""
 
-    GREETING = "greeting"
-    EHLO = "EHLO"
-    HELO = "HELO"
-    STARTTLS = "STARTTLS"
-    AUTH = "AUTH"
-    MAIL = "MAIL"
-    RCPT = "RCPT"
-    DATA = "DATA"
-    CONTENT = "end of DATA"
-    LONE_DOT = "end of an empty DATA"  # 354 came although every recipient was refused
-    RSET = "RSET"
-    PROBE = "RSET, asked for"
-    QUIT = "QUIT"
+    GREETING: Final = "greeting"
+    EHLO: Final = "EHLO"
+    HELO: Final = "HELO"
+    STARTTLS: Final = "STARTTLS"
+    AUTH: Final = "AUTH"
+    MAIL: Final = "MAIL"
+    RCPT: Final = "RCPT"
+    DATA: Final = "DATA"
+    CONTENT: Final = "end of DATA"
+    LONE_DOT: Final = "end of an empty DATA"  # 354 came although every recipient was refused
+    RSET: Final = "RSET"
+    PROBE: Final = "RSET, asked for"
+    QUIT: Final = "QUIT"
 
 
 class Command(NamedTuple):
     """A command to be sent; ``recipient`` is the index of the one that RCPT names."""
 
     wire: bytes
-    phase: Phase
+    phase: str
     recipient: int = 0
 
 
@@ -51,10 +50,10 @@ class Transaction:
         self.accepted: list[int] = []
         self.results: list[Result | None] = [None] * recipients
 
-    def refuse_all(self, reply: Reply, phase: Phase) -> None:
+    def refuse_all(self, reply: Reply, phase: str) -> None:
         """The reply holds for every recipient that has no result yet."""
-        result = Result(reply, phase.value)
-        self.results = [result if known is None else known for known in self.results]
+        result = Result(reply, phase)
+        self.results = [known or result for known in self.results]
         self.accepted.clear()
 
     def answer_rcpt(self, index: int, reply: Reply) -> None:
@@ -63,7 +62,7 @@ class Transaction:
         if reply.ok:
             self.accepted.append(index)
         else:
-            self.results[index] = Result(reply, Phase.RCPT.value)
+            self.results[index] = Result(reply, Phase.RCPT)
 
 
 def transaction_commands(
