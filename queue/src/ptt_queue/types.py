@@ -98,6 +98,80 @@ class Refusal(enum.StrEnum):
     FAILED = "failed"  # the store could not write
 
 
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A task as the operator sees it, whatever its state. ``leased``: a worker is at it now."""
+
+    message: bytes
+    number: int
+    stage: int
+    state: State
+    lane: str
+    priority: int
+    due: int
+    attempts: int
+    maybe: bool
+    leased: bool
+    items: list[Item]
+    note: bytes
+    meta: bytes
+    size: int
+    created: int
+    expires: int
+
+
+class Filter(msgspec.Struct, array_like=True, frozen=True):
+    """Which tasks to list: those that match all that is given. ``after``: the former page's, b"" for the first."""
+
+    stage: int | None = None
+    state: State | None = None
+    lane: str | None = None
+    after: bytes = b""
+    most: int = 100
+
+
+class Page(msgspec.Struct, array_like=True, frozen=True):
+    """A part of a listing. ``after`` is b"" on the last page; a page may be empty and not the last."""
+
+    entries: list[Entry]
+    after: bytes
+
+
+class Act(enum.StrEnum):
+    """What an operator can do to tasks that no worker is at."""
+
+    RETRY = "retry"  # due now, whatever its state
+    HOLD = "hold"  # waiting -> held
+    RELEASE = "release"  # held -> waiting, due as before
+    DELETE = "delete"
+
+
+class Acted(msgspec.Struct, array_like=True, frozen=True):
+    """``changed``: tasks. ``leased``: tasks that were left alone because a worker is at them."""
+
+    changed: int
+    leased: int
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """The queue in numbers. ``commit_counts``: per bucket of ``commit_bounds`` (seconds), the last one above all."""
+
+    tasks: list[tuple[int, State, int]]  # stage, state, how many
+    messages: int
+    used_bytes: int
+    max_bytes: int
+    free_bytes: int  # of the file system
+    leased: int
+    clients: int
+    lanes: int  # in memory
+    damaged: int  # records moved aside
+    commits: int
+    commit_bounds: list[float]
+    commit_counts: list[int]
+    commit_seconds: float
+    requests: dict[str, int]
+    epoch: int
+
+
 class PutResult(msgspec.Struct, array_like=True, frozen=True):
     """``refused`` is None when the message is on stable storage. ``leased``: tasks leased with the put."""
 

@@ -1,0 +1,315 @@
+"""Who may be leased next: lanes, groups, tokens, and time. All in memory, no I/O; the clock is an argument (ms).
+
+A lane that has waiting tasks is here in one of three places: *active* (has or may have a ready task; served in
+turn), *parked* (its group has no token; costs nothing until one is freed), *asleep* (its next task is due later).
+A lane says only where in the index to look (``cursors``, one for each class); what is ready is found there. So
+memory holds lanes and not tasks, and at most MAX_LANES of them: when one more does not fit, ``overflow`` is set
+and the owner finds it again by skipping through the index.
+
+A *token* is permission to work on one task of a group. It belongs to a lease and is freed with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+from ptt_queue import keys
+from ptt_queue.types import GroupLimit
+
+MAX_LANES = 100_000  # about 60 MiB
+MAX_LANES_OF_GROUP = 10_000  # once half of MAX_LANES is taken: a blocked group does not crowd out the others
+MAX_ASSIGNED = 200_000  # lanes whose group was told
+CLASS_TURNS = (0, 1, 0, 0, 1, 0, 2)
+"""Which class a lane serves first, turn by turn: 4 urgent, 2 normal, 1 bulk, so that none starves."""
+MAX_GROUPS = 400_000
+RATE_SLACK_MS = 100  # tokens that fell due within this time may go at once: fewer timers
+
+ACTIVE, PARKED, ASLEEP, GONE = range(4)
+
+
+class Group:
+    """A set of lanes with common limits. ``moved``: where its tokens went, when its one lane got another group."""
+
+    __slots__ = ("in_flight", "lanes", "limit", "moved", "name", "next_at", "parked", "timed")
+
+    def __init__(self, name: str, limit: GroupLimit) -> None:
+        self.name = name
+        self.limit = limit
+        self.in_flight = 0
+        self.lanes = 0
+        self.next_at = 0.0  # when the rate allows the next token, ms
+        self.parked: OrderedDict[bytes, Lane] = OrderedDict()
+        self.timed = False  # a timer will unpark it
+        self.moved: Group | None = None
+
+    def free_at(self, now: int) -> float | None:
+        """When a token is to be had: ``now``, later (by the rate), or None (when one in flight is freed)."""
+        if 0 < self.limit.in_flight <= self.in_flight:
+            return None
+        return now if self.next_at <= now + RATE_SLACK_MS else self.next_at - RATE_SLACK_MS
+
+    def idle(self) -> bool:
+        """Nothing is lost when it is made anew."""
+        return not self.in_flight and not self.lanes and not self.limit.per_second
+
+
+class Lane:
+    """The waiting tasks of one lane in one stage; ``prefix`` is what their keys begin with."""
+
+    __slots__ = ("cursors", "group", "place", "prefix", "turn", "wake")
+
+    def __init__(self, prefix: bytes, group: Group | None) -> None:
+        self.prefix = prefix
+        self.group = group
+        self.cursors: list[bytes | None] = [None, None, None]
+        self.place = GONE
+        self.turn = 0
+        self.wake = 0  # when asleep: when the first task falls due
+
+    @property
+    def name(self) -> str:
+        return self.prefix[2:-1].decode("utf-8")
+
+    def classes(self) -> list[int]:
+        """The classes that may have something, in the order of this turn."""
+        first = CLASS_TURNS[self.turn % len(CLASS_TURNS)]
+        self.turn += 1
+        return [c for c in (first, *(c for c in keys.CLASSES if c != first)) if self.cursors[c] is not None]
+
+
+class Dispatcher:
+    """``limited``: stages whose leases need a token. ``limit``: of lanes that are in no group."""
+
+    def __init__(self, limited: Sequence[int], limit: GroupLimit, max_lanes: int = MAX_LANES) -> None:
+        self.limited = frozenset(limited)
+        self.limit = limit
+        self.max_lanes = max_lanes
+        self.lanes: dict[bytes, Lane] = {}
+        self.overflow = False  # a lane with waiting tasks is not here
+        self._active: dict[int, deque[Lane]] = {}
+        self._asleep: OrderedDict[bytes, Lane] = OrderedDict()
+        self._timers: list[tuple[float, int, Lane | Group]] = []
+        self._sequence = 0
+        self._groups: dict[str, Group] = {}
+        self._assigned: OrderedDict[str, tuple[str, GroupLimit]] = OrderedDict()
+
+    # -- lanes ---------------------------------------------------------------------------------------------------
+
+    def note(self, key: bytes, due: int, now: int) -> bool:
+        """A task waits under this key of the index. False: its lane has no room here, ``overflow`` is set."""
+        prefix = keys.lane_of_key(key)
+        lane = self.lanes.get(prefix)
+        if lane is None:
+            lane = self._enter(prefix, due <= now)
+            if lane is None:
+                self.overflow = True
+                return False
+        priority = key[len(prefix)]
+        known = lane.cursors[priority]
+        if known is None or key < known:
+            lane.cursors[priority] = key
+        if due <= now:
+            if lane.place in (ASLEEP, GONE):
+                self._activate(lane)
+        elif lane.place == GONE or (lane.place == ASLEEP and due < lane.wake):
+            self._sleep(lane, due)
+        return True
+
+    def _enter(self, prefix: bytes, ready: bool) -> Lane | None:
+        """A place for a lane, if there is room: a ready one takes that of one asleep."""
+        group = self.group_of(prefix[2:-1].decode("utf-8")) if prefix[0] in self.limited else None
+        count = len(self.lanes)
+        if group and count >= self.max_lanes // 2 and group.lanes >= min(MAX_LANES_OF_GROUP, self.max_lanes // 4):
+            return None
+        if count >= self.max_lanes:
+            if not ready or not self._asleep:
+                return None
+            self.overflow = True
+            self._forget(next(reversed(self._asleep.values())))
+        lane = self.lanes[prefix] = Lane(prefix, group)
+        if group:
+            group.lanes += 1
+        return lane
+
+    def next_lane(self, stage: int, now: int) -> Lane | None:
+        """The lane whose turn it is, taken out; give it back with ``again``, ``rest`` or ``park``."""
+        active = self._active.get(stage)
+        while active:
+            lane = active.popleft()
+            if lane.place != ACTIVE:
+                continue
+            if lane.group is None or lane.group.free_at(now) == now:
+                lane.place = GONE
+                return lane
+            self._park(lane, now)
+        return None
+
+    def again(self, lane: Lane) -> None:
+        """It may have more that is ready: behind the others."""
+        self._activate(lane)
+
+    def rest(self, lane: Lane, wake: int | None, now: int) -> None:
+        """It has nothing ready until ``wake``; None: nothing at all that is not leased."""
+        group = lane.group
+        if wake is None:
+            self._forget(lane)
+        else:
+            self._sleep(lane, wake)
+        if group and group.parked:  # the token that it had its turn for is another's
+            self._unpark(group, now)
+
+    def _activate(self, lane: Lane) -> None:
+        if lane.place == ACTIVE:
+            return
+        self._asleep.pop(lane.prefix, None)
+        lane.place = ACTIVE
+        self._active.setdefault(lane.prefix[0], deque()).append(lane)
+
+    def _sleep(self, lane: Lane, wake: int) -> None:
+        lane.place, lane.wake = ASLEEP, wake
+        self._asleep[lane.prefix] = lane
+        self._timer(wake, lane)
+
+    def _park(self, lane: Lane, now: int) -> None:
+        group = lane.group
+        assert group is not None  # noqa: S101  (only limited lanes are parked)
+        lane.place = PARKED
+        group.parked[lane.prefix] = lane
+        at = group.free_at(now)
+        if at is not None and not group.timed:
+            group.timed = True
+            self._timer(at, group)
+
+    def _forget(self, lane: Lane) -> None:
+        lane.place = GONE
+        self._asleep.pop(lane.prefix, None)
+        del self.lanes[lane.prefix]
+        if lane.group:
+            lane.group.lanes -= 1
+            self._purge(lane.group)
+
+    def full(self) -> bool:
+        """Is there no room for a lane, not even in place of one asleep?"""
+        return len(self.lanes) >= self.max_lanes and not self._asleep
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _timer(self, at: float, what: Lane | Group) -> None:
+        self._sequence += 1
+        heapq.heappush(self._timers, (at, self._sequence, what))
+        if len(self._timers) > 4 * self.max_lanes:  # most of them are void
+            self._timers = [t for t in self._timers if self._valid(t)]
+            heapq.heapify(self._timers)
+
+    @staticmethod
+    def _valid(timer: tuple[float, int, Lane | Group]) -> bool:
+        at, _, what = timer
+        return isinstance(what, Group) or (what.place == ASLEEP and what.wake == at)
+
+    def wake(self, now: int) -> None:
+        """Move what has fallen due to the active ones."""
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)
+            what = timer[2]
+            if isinstance(what, Group):
+                what.timed = False
+                self._unpark(what, now)
+            elif self._valid(timer):
+                self._activate(what)
+
+    def next_wake(self) -> float | None:
+        """When ``wake`` is to be called next; None: not before something else happens."""
+        while self._timers and not self._valid(self._timers[0]):
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    def ready(self, stages: Sequence[int]) -> bool:
+        """Is a lane active in one of these stages?"""
+        return any(self._active.get(stage) for stage in stages)
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def group_of(self, lane: str) -> Group:
+        """The lane's group; a group of its own if it was not assigned to one."""
+        name, limit = self._assigned.get(lane) or ("\0" + lane, self.limit)
+        group = self._groups.get(name)
+        if group is None:
+            if len(self._groups) >= MAX_GROUPS:  # those with a rate are kept until here
+                self._groups = {n: g for n, g in self._groups.items() if g.in_flight or g.lanes}
+            group = self._groups[name] = Group(name, limit)
+        return group
+
+    def _purge(self, group: Group) -> None:
+        if group.idle():
+            self._groups.pop(group.name, None)
+
+    def take(self, group: Group) -> None:
+        """Take a token whatever the limits: for a lease that is held already."""
+        group.in_flight += 1
+
+    def acquire(self, group: Group, now: int, *, fresh: bool = False) -> bool:
+        """Take a token. ``fresh``: for a task that has not waited, which does not overtake those that have."""
+        if group.free_at(now) != now or (fresh and group.parked):
+            return False
+        group.in_flight += 1
+        if group.limit.per_second > 0:
+            group.next_at = max(group.next_at, now) + 1000.0 / group.limit.per_second
+        return True
+
+    def free(self, group: Group, now: int) -> None:
+        """Give a token back: a lane that waited for it is active again."""
+        while group.moved is not None:
+            group = group.moved
+        group.in_flight -= 1
+        if group.parked:
+            self._unpark(group, now)
+        self._purge(group)
+
+    def _unpark(self, group: Group, now: int) -> None:
+        """As many lanes as there may be tokens."""
+        at = group.free_at(now)
+        if at is None or not group.parked:
+            return
+        if at > now:
+            if not group.timed:
+                group.timed = True
+                self._timer(at, group)
+            return
+        room = len(group.parked)
+        if group.limit.in_flight:
+            room = min(room, group.limit.in_flight - group.in_flight)
+        if group.limit.per_second:
+            room = min(room, 1 + int(group.limit.per_second * RATE_SLACK_MS / 1000))
+        for _ in range(room):
+            self._activate(group.parked.popitem(last=False)[1])
+
+    def assign(self, lane: str, name: str, limit: GroupLimit, now: int) -> None:
+        """Put a lane into a group; the last limit told is the group's. What it has in flight alone moves with it."""
+        old = self.group_of(lane)
+        alone = old.name == "\0" + lane
+        self._assigned[lane] = (name, limit)
+        self._assigned.move_to_end(lane)
+        if len(self._assigned) > MAX_ASSIGNED:
+            self._assigned.popitem(last=False)
+        new = self.group_of(lane)
+        new.limit = limit
+        if new is not old:
+            for stage in self.limited:
+                self._regroup(self.lanes.get(keys.lane_prefix(stage, 0, lane)), old, new)
+            if alone:
+                new.in_flight += old.in_flight
+                new.next_at = max(new.next_at, old.next_at)
+                old.moved = new
+                self._groups.pop(old.name, None)
+        self._unpark(new, now)
+
+    def _regroup(self, lane: Lane | None, old: Group, new: Group) -> None:
+        if lane is None or lane.group is not old:
+            return
+        lane.group = new
+        old.lanes -= 1
+        new.lanes += 1
+        if old.parked.pop(lane.prefix, None):
+            self._activate(lane)

@@ -1,0 +1,234 @@
+"""The queue process's loop: one thread over epoll. Drain all sockets, execute all that arrived as one group, answer.
+
+While a group is written and synced the next one gathers in the sockets: that is the group commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ptt_queue.errors import ProtocolError
+from ptt_queue.protocol import Frames, parse_request
+from ptt_queue.queue import Arrived, Queue
+from ptt_queue.session import Sent, Session
+
+RECV_BYTES = 256 * 1024
+MAX_GROUP_BYTES = 8 * 1024 * 1024  # read for one group: what is left waits in the sockets
+MAX_OUT_BYTES = 8 * 1024 * 1024  # answers that a client has not read; above, nothing more is read from it
+SOCKET_BYTES = 1024 * 1024  # buffer of each connection, as far as the kernel allows
+MAX_CONNECTIONS = 1024
+MAX_POLL_SECONDS = 1.0
+STEP_MS = 1000  # the wall clock moved against the steady one by more: it was set
+GOODBYE_SECONDS = 2.0  # for the last answers at the end
+
+
+class Peer:
+    """One connection."""
+
+    __slots__ = ("events", "frames", "out", "out_bytes", "session", "sock")
+
+    def __init__(self, sock: socket.socket, session: Session) -> None:
+        self.sock = sock
+        self.session = session
+        self.frames = Frames()
+        self.out: deque[bytes | memoryview] = deque()
+        self.out_bytes = 0
+        self.events = select.EPOLLIN
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user id of the process at the other end of a Unix socket."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", credentials)[1]
+    return uid
+
+
+class Server:
+    """Serves ``queue`` on ``listener`` to peers whose user is in ``uids``, until ``stop`` or SIGTERM.
+
+    ``log`` is called with a text for what an operator should know. ``clock``: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        listener: socket.socket,
+        uids: frozenset[int],
+        log: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.queue = queue
+        self.listener = listener
+        self.uids = uids
+        self.log = log
+        self.clock = clock
+        self.stopping = False
+        self._peers: dict[int, Peer] = {}
+        self._of: dict[Session, Peer] = {}
+        self._epoll = select.epoll()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._offset = self._clock_offset()
+
+    def stop(self) -> None:
+        """May be called from a signal handler or another thread."""
+        self.stopping = True
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"\0")
+
+    def run(self, signals: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
+        """Serve. Raises StoreBroken when the store can be used no longer."""
+        for number in signals:
+            signal.signal(number, lambda *_: self.stop())
+        self.listener.setblocking(False)
+        self._epoll.register(self.listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        try:
+            while not self.stopping:
+                self._turn()
+            self._last_turn()
+        finally:
+            for peer in list(self._peers.values()):
+                self._close(peer)
+            self._epoll.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _now(self) -> int:
+        """Milliseconds of wall clock; tells the queue when that was set."""
+        offset = self._clock_offset()
+        if abs(offset - self._offset) > STEP_MS:
+            self.log(f"the clock was set by {offset - self._offset} ms")
+            self.queue.clock_set(offset - self._offset)
+        self._offset = offset
+        return int(self.clock() * 1000)
+
+    def _clock_offset(self) -> int:
+        return int((self.clock() - time.monotonic()) * 1000)
+
+    def _turn(self) -> None:
+        now = self._now()
+        wait = min(MAX_POLL_SECONDS, (self.queue.next_wake(now) - now) / 1000)
+        arrived: list[Arrived] = []
+        gone: list[Peer] = []
+        read = 0
+        for fd, events in self._epoll.poll(wait):
+            peer = self._peers.get(fd)
+            if peer is None:
+                self._other(fd)
+                continue
+            if events & select.EPOLLOUT:
+                self._flush(peer)
+            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR) and read < MAX_GROUP_BYTES:
+                size = self._read(peer, arrived)
+                read += max(size, 0)
+                if size <= 0:
+                    gone.append(peer)
+        now = self._now()
+        if arrived or self.queue.next_wake(now) <= now:
+            self._send(self.queue.execute(arrived, now))
+        for peer in gone:
+            self._close(peer)
+        if any(s.broken for s in self._of):
+            for peer in [p for p in self._peers.values() if p.session.broken]:
+                self.log(f"connection closed: {peer.session.broken}")
+                self._close(peer)
+
+    def _last_turn(self) -> None:
+        """What has arrived is executed and answered; leases of those who are gone are written."""
+        for peer in self._peers.values():
+            peer.sock.setblocking(True)
+            peer.sock.settimeout(GOODBYE_SECONDS / max(1, len(self._peers)))
+            with contextlib.suppress(OSError):
+                while peer.out:
+                    peer.sock.sendall(peer.out.popleft())
+        self.queue.execute([], self._now())
+
+    def _other(self, fd: int) -> None:
+        if fd == self._wake_read:
+            with contextlib.suppress(OSError):
+                os.read(fd, 64)
+            return
+        with contextlib.suppress(OSError):  # the one that was to be accepted went away
+            sock, _ = self.listener.accept()
+            if len(self._peers) >= MAX_CONNECTIONS or peer_uid(sock) not in self.uids:
+                self.log("connection refused: not a user of this queue, or too many")
+                sock.close()
+                return
+            sock.setblocking(False)
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
+            peer = Peer(sock, self.queue.connect())
+            self._peers[sock.fileno()] = self._of[peer.session] = peer
+            self._epoll.register(sock.fileno(), peer.events)
+
+    def _read(self, peer: Peer, arrived: list[Arrived]) -> int:
+        """Bytes read; 0 or less when the connection is to be closed."""
+        try:
+            data = peer.sock.recv(RECV_BYTES)
+        except BlockingIOError:
+            return 1
+        except OSError:
+            return 0
+        try:
+            for control, blob in peer.frames.feed(data):
+                arrived.append((peer.session, parse_request(control), blob))
+        except ProtocolError as e:
+            self.log(f"connection closed: {e}")
+            return -1
+        return len(data)
+
+    def _send(self, sent: Iterable[Sent]) -> None:
+        peers: dict[Peer, None] = {}
+        for session, pieces in sent:
+            peer = self._of.get(session)
+            if peer is not None:
+                peer.out.extend(pieces)
+                peer.out_bytes += sum(map(len, pieces))
+                peers[peer] = None
+        for peer in peers:
+            self._flush(peer)
+
+    def _flush(self, peer: Peer) -> None:
+        """Send what the socket takes; watch it for the rest."""
+        out = peer.out
+        try:
+            while out:
+                if len(out) > 1:
+                    data = memoryview(b"".join(out))
+                    out.clear()
+                else:
+                    data = memoryview(out.popleft())
+                try:
+                    sent = peer.sock.send(data)
+                except BlockingIOError:
+                    sent = 0
+                peer.out_bytes -= sent
+                if sent < len(data):
+                    out.appendleft(data[sent:])
+                    break
+        except OSError:  # it is closed when its end is read
+            out.clear()
+            peer.out_bytes = 0
+        events = select.EPOLLIN if peer.out_bytes <= MAX_OUT_BYTES else 0
+        if out:
+            events |= select.EPOLLOUT
+        if events != peer.events:
+            peer.events = events
+            self._epoll.modify(peer.sock.fileno(), events)
+
+    def _close(self, peer: Peer) -> None:
+        if self._peers.pop(peer.sock.fileno(), None) is None:
+            return
+        del self._of[peer.session]
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(peer.sock.fileno())
+        peer.sock.close()
+        self.queue.disconnect(peer.session, self._now())
