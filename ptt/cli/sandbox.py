@@ -61,9 +61,13 @@ def _is_free(address: str) -> bool:
 class Sandbox:
     """``directory`` is created when it is not there. ``start`` to ``stop``; use it as a context manager."""
 
-    def __init__(self, directory: pathlib.Path, pool: int = 2, retry_seconds: float = 5.0) -> None:
+    def __init__(
+        self, directory: pathlib.Path, pool: int = 2, retry_seconds: float = 5.0, domain: str = DOMAIN
+    ) -> None:
         self.directory = directory
         self.pool = pool
+        self.domain = domain
+        self.user = f"first@{domain}"
         self.retry_seconds = retry_seconds  # a stand-in for the Internet needs no five minutes
         self.file = directory / "ptt.toml"
         self.log = directory / "ptt.log"
@@ -80,7 +84,9 @@ class Sandbox:
         """Make the directory on the first use; give every process a free port; make sure of the first user."""
         first = not self.file.exists()
         if first:
-            self._ptt("init", str(self.directory), "--domain", DOMAIN, "--hostname", f"mail.{DOMAIN}", config=False)
+            self.ptt(
+                "init", str(self.directory), "--domain", self.domain, "--hostname", f"mail.{self.domain}", config=False
+            )
         self._write_configuration()
         self.config = load(self.file)
         secret = self.directory / "first-user.password"
@@ -88,7 +94,7 @@ class Sandbox:
             self.password = secret.read_text(encoding="ascii").strip()
         else:
             self.password = secrets.token_urlsafe(12)
-            self._ptt("user", "add", USER, "--password-stdin", stdin=self.password + "\n")
+            self.ptt("user", "add", self.user, "--password-stdin", stdin=self.password + "\n")
             descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="ascii") as f:
                 f.write(self.password + "\n")
@@ -96,6 +102,11 @@ class Sandbox:
     def _write_configuration(self) -> None:
         """Point the service at the sandbox's own DNS server and sink; replace ports that are taken."""
         document: Any = tomlkit.parse(self.file.read_text(encoding="utf-8"))
+        self.adapt(document)
+        self.file.write_text(tomlkit.dumps(document), encoding="utf-8")
+
+    def adapt(self, document: Any) -> None:
+        """Change the configuration that ``ptt init`` wrote (a tomlkit document)."""
         for listen in document["listen"]:
             listen["address"] = self._usable(str(listen["address"]))
         admin = document.setdefault("admin", tomlkit.table())
@@ -105,7 +116,7 @@ class Sandbox:
         dns_table["resolvers"] = [f"127.0.0.1:{self.dns_port}"]
         dns_table["retry_seconds"] = 0.5
         zone = tomlkit.inline_table()
-        zone.update({"name": DOMAIN, "primary": f"127.0.0.1:{self.dns_port}", "key_file": "tsig.key"})
+        zone.update({"name": self.domain, "primary": f"127.0.0.1:{self.dns_port}", "key_file": "tsig.key"})
         zones = tomlkit.array()
         zones.append(zone)
         dns_table["zones"] = zones
@@ -114,7 +125,6 @@ class Sandbox:
         relay["allow_private"] = True
         retry = relay.setdefault("retry", tomlkit.table())
         retry["first_seconds"] = self.retry_seconds
-        self.file.write_text(tomlkit.dumps(document), encoding="utf-8")
 
     def _usable(self, address: str) -> str:
         if _is_free(address):
@@ -123,7 +133,8 @@ class Sandbox:
         self.replaced.append((address, replacement))
         return replacement
 
-    def _ptt(self, *words: str, stdin: str = "", config: bool = True) -> str:
+    def ptt(self, *words: str, stdin: str = "", config: bool = True) -> str:
+        """Run a ``ptt`` command with the sandbox's configuration; its output. Raises SandboxError when it fails."""
         command = [sys.executable, "-m", "ptt", *words]
         if config:
             command += ["--config", str(self.file)]
@@ -138,7 +149,7 @@ class Sandbox:
         """Start the DNS server, the sink and the service; return when all are ready. Raises SandboxError."""
         self.sunk.mkdir(exist_ok=True)
         key = str(self.directory / "tsig.key")
-        dns_command = ["ptt.dns.server", "--listen", f"127.0.0.1:{self.dns_port}", "--zone", DOMAIN]
+        dns_command = ["ptt.dns.server", "--listen", f"127.0.0.1:{self.dns_port}", "--zone", self.domain]
         self._spawn("dns", [*dns_command, "--key", key, "--wildcard-mx", MX_HOST], "dns: ready")
         certificate = ["--certificate", self.config.tls.public_certificate, "--key", self.config.tls.public_key]
         sink_command = ["ptt", "sink", "--listen", f"127.0.0.1:{self.config.relay.mx_port}", *certificate]
@@ -222,7 +233,7 @@ class Sandbox:
         host, port = self.address("submission", "implicit")
         context = ssl.create_default_context(cafile=self.config.tls.internal_ca)
         client = smtplib.SMTP_SSL(host, port, timeout=60, context=context)
-        client.login(USER, self.password)
+        client.login(self.user, self.password)
         return client
 
     def txt(self, name: bytes, timeout: float = 5) -> bytes | None:

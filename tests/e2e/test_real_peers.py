@@ -1,0 +1,156 @@
+"""The whole path between real peers: BIND as primary, Unbound as resolver, Postfix as MX and client, real clients."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import smtplib
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import dkim
+import dns.message
+import dns.query
+import pytest
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+
+RECIPIENT = "someone@other.test"
+
+
+def mail(token: str, sender: str = "first@example.test", body: str = "hello\r\n") -> bytes:
+    return f"From: <{sender}>\r\nTo: <{RECIPIENT}>\r\nSubject: {token}\r\nX-Token: {token}\r\n\r\n{body}".encode()
+
+
+def own_part(arrived: bytes) -> bytes:
+    """What Postfix delivered without the fields that it put in front of our signature."""
+    return arrived[arrived.index(b"DKIM-Signature:") :]
+
+
+def txt_from(named: Any) -> Callable[..., bytes | None]:
+    def txt(name: bytes, timeout: float = 5) -> bytes | None:
+        answer = dns.query.tcp(dns.message.make_query(name.decode(), "TXT"), "127.0.0.1", timeout, named.port)
+        return b"".join(answer.answer[0][0].strings) if answer.answer else None
+
+    return txt
+
+
+def need(program: str) -> str:
+    found = shutil.which(program)
+    assert found, f"{program} is missing: sh tests/install-peers.sh"
+    return found
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Any], peers: Callable[[Any], None]) -> Any:
+    return make_service(peers)
+
+
+def test_submit_sign_publish_deliver(service: Any, named: Any, postfix_mx: Any) -> None:
+    shown = service.submit([RECIPIENT], mail("whole-path", body="line\r\n..dots\r\n.\r\nend  \r\n\r\n"))
+    [arrived] = postfix_mx.wait(b"X-Token: whole-path")
+    assert b"id " + shown.encode() in arrived
+    assert arrived.endswith(b"line\r\n..dots\r\n.\r\nend  \r\n\r\n")
+    assert dkim.verify(own_part(arrived), dnsfunc=txt_from(named))
+    attempt = service.wait_for(
+        lambda line: line.get("id") == shown and line["event"] == "attempt", "the delivery attempt"
+    )
+    assert attempt["outcome"] == "delivered"
+    assert attempt["tls"]  # opportunistic STARTTLS
+
+
+def test_opendkim_verifies_what_arrived(service: Any, named: Any, postfix_mx: Any, tmp: pathlib.Path) -> None:
+    service.submit([RECIPIENT], mail("opendkim"))
+    [arrived] = postfix_mx.wait(b"X-Token: opendkim")
+    message = own_part(arrived)
+    file = tmp / "message"
+    file.write_bytes(message)
+    selector = message.partition(b"s=")[2].partition(b";")[0].strip().decode()
+    record = txt_from(named)(f"{selector}._domainkey.example.test".encode())
+    assert record is not None
+    keys = tmp / "keys"
+    keys.write_bytes(f"{selector}._domainkey.example.test ".encode() + record + b"\n")
+    conf = tmp / "opendkim.conf"
+    conf.write_text(f"Mode v\nTestPublicKeys {keys}\nSyslog no\n")
+    done = subprocess.run(
+        [need("opendkim"), "-x", str(conf), "-t", str(file)], capture_output=True, text=True, timeout=60
+    )
+    assert "verification (s=" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "succeeded" in done.stdout + done.stderr
+
+
+def test_swaks(service: Any, postfix_mx: Any) -> None:
+    host, port = service.address("submission", "starttls")
+    command = [need("swaks"), "--server", host, "--port", str(port), "--tls", "--auth", "PLAIN"]
+    command += ["--auth-user", service.user, "--auth-password", service.password, "--from", service.user]
+    command += ["--to", RECIPIENT, "--header", "X-Token: swaks"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert postfix_mx.wait(b"X-Token: swaks")
+
+
+def test_curl(service: Any, postfix_mx: Any, tmp: pathlib.Path) -> None:
+    host, port = service.address("submission", "implicit")
+    file = tmp / "message"
+    file.write_bytes(mail("curl"))
+    command = [need("curl"), "-sS", "--url", f"smtps://{host}:{port}", "--cacert", service.config.tls.internal_ca]
+    command += ["--user", f"{service.user}:{service.password}", "--mail-from", service.user]
+    command += ["--mail-rcpt", RECIPIENT, "-T", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert postfix_mx.wait(b"X-Token: curl")
+
+
+def test_smtplib_login_and_starttls(service: Any, postfix_mx: Any) -> None:
+    client = service.starttls_client()
+    for n in range(3):  # several messages on one connection
+        client.sendmail(service.user, [RECIPIENT], mail(f"smtplib-{n}"))
+    client.quit()
+    for n in range(3):
+        assert postfix_mx.wait(f"X-Token: smtplib-{n}".encode())
+
+
+def test_postfix_as_client(service: Any, postfix_client: Callable[..., Any], postfix_mx: Any) -> None:
+    _, port = service.address("submission", "starttls")
+    client = postfix_client(port, service.user, service.password)
+    with smtplib.SMTP("127.0.0.1", client.port, timeout=30) as s:
+        s.sendmail(service.user, [RECIPIENT], mail("postfix-client"))
+    assert postfix_mx.wait(b"X-Token: postfix-client"), client.log
+
+
+def test_a_message_of_20_mib_passes(service: Any, named: Any, postfix_mx: Any) -> None:
+    body = "".join(f"{n:07d} {'z' * 68}\r\n" for n in range(20 * 1024 * 1024 // 78 + 1))
+    service.submit([RECIPIENT], mail("large", body=body))
+    [arrived] = postfix_mx.wait(b"X-Token: large", seconds=60.0)
+    assert arrived.endswith(body.encode())
+    assert dkim.verify(own_part(arrived), dnsfunc=txt_from(named))
+
+
+def test_null_mx_and_unknown_domain_bounce(service: Any, postfix_mx: Any) -> None:
+    token = "bounce-me"
+    service.submit(["a@null.example.test", "b@nowhere.example.test", RECIPIENT], mail(token))
+    assert postfix_mx.wait(f"X-Token: {token}".encode())
+    bounces = [m for m in postfix_mx.wait(b"multipart/report", 2) if token.encode() in m]
+    text = b"".join(bounces)
+    assert b"a@null.example.test" in text
+    assert b"b@nowhere.example.test" in text
+    assert b"5.1.10" in text  # RFC 7505
+    assert b"5.1.2" in text
+    assert RECIPIENT.encode() not in b"".join(m.split(b"message/delivery-status")[1] for m in bounces)
+
+
+def test_metrics_and_health(service: Any, postfix_mx: Any) -> None:
+    service.submit([RECIPIENT], mail("metrics"))
+    assert postfix_mx.wait(b"X-Token: metrics")
+    url = f"http://{service.config.admin.listen}"
+    wanted = ['ptt_accepted_total{service="submission"} 1.0', 'ptt_attempts_total{outcome="delivered"} 1.0']
+    deadline = time.monotonic() + 20
+    text = ""
+    while time.monotonic() < deadline and not all(w in text for w in wanted):
+        text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
+        time.sleep(0.1)
+    assert [w for w in wanted if w not in text] == []
+    assert urllib.request.urlopen(f"{url}/healthz", timeout=10).status == 200

@@ -1,0 +1,79 @@
+"""What submission adds to a header, and what it reads of it."""
+
+import pytest
+
+from ptt.submission import headers
+
+HEADER = b"From: A <a@Example.ORG>,\r\n\tb@example.net\r\nSubject: =?x?=\r\n folded\r\nDATE: now\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "header"),
+    [
+        (b"A: b\r\n\r\ntext\r\n", b"A: b\r\n"),
+        (b"A: b\r\nC: d\r\n\r\n\r\n", b"A: b\r\nC: d\r\n"),
+        (b"\r\ntext\r\n", b""),
+        (b"A: b\r\n", b"A: b\r\n"),
+        (b"", b""),
+    ],
+)
+def test_header_of(body: bytes, header: bytes) -> None:
+    assert headers.header_of(body) == header
+
+
+def test_fields_are_found_whatever_their_case_and_unfolded() -> None:
+    assert headers.field(HEADER, b"subject") == b"=?x?= folded"
+    assert headers.field(HEADER, b"Date") == b"now"
+    assert headers.field(HEADER, b"ubject") is None
+    assert headers.field(b"X-Date: 1\r\n", b"Date") is None
+
+
+def test_from_addresses() -> None:
+    assert headers.from_addresses(HEADER) == ["a@example.org", "b@example.net"]
+    assert headers.from_addresses(b"Subject: x\r\n") == []
+    assert headers.from_addresses(b"From: " + b"x" * 20_000 + b"@example.org\r\n") == []
+
+
+def test_completion_adds_only_what_is_missing() -> None:
+    both = headers.completion(b"Subject: x\r\n", "mail.example", "id1", 0.0)
+    assert both == b"Message-ID: <id1@mail.example>\r\nDate: Thu, 01 Jan 1970 00:00:00 -0000\r\n"
+    assert headers.completion(b"date: x\r\nmessage-id: <y>\r\n", "mail.example", "id1", 0.0) == b""
+
+
+def test_hops() -> None:
+    assert headers.hops(b"Received: a\r\n" * 3 + b"X-Received: b\r\nreceived : c\r\n") == 4
+
+
+@pytest.mark.parametrize("helo", ["evil\r\nBcc: x", "a b", "<>", "ü.example", "x" * 1000])
+def test_the_trace_field_is_one_field_whatever_the_client_calls_itself(helo: str) -> None:
+    field = headers.received(
+        helo=helo,
+        client="127.0.0.1",
+        hostname="mail.example",
+        protocol="ESMTPSA",
+        tls="TLSv1.3 X",
+        shown_id="id1",
+        recipient="r@example.net",
+        now=0.0,
+    )
+    lines = field.split(b"\r\n")
+    assert lines[-1] == b""
+    assert lines[0].startswith(b"Received: from ")
+    assert all(line.startswith(b"\t") for line in lines[1:-1])
+    assert b" id id1" in field
+    assert b"for <r@example.net>" in field
+
+
+def test_a_hidden_client_is_nowhere_in_the_trace_field() -> None:
+    field = headers.received(
+        helo="pc.home",
+        client="",
+        hostname="mail.example",
+        protocol="ESMTPSA",
+        tls="",
+        shown_id="id1",
+        recipient="",
+        now=0.0,
+    )
+    assert b"pc.home" not in field
+    assert b"for <" not in field

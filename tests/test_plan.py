@@ -1,0 +1,114 @@
+"""Which tasks a message becomes, and what an attempt leaves of one."""
+
+import random
+
+import pytest
+from ptt_queue.types import Item, Task
+
+from ptt import plan
+from ptt.config import Config, Relay
+from ptt.message import ENVELOPE, Envelope, Recipient, Stage, decode_note, encode, new_id, parse_id, show_id
+from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
+
+ALL = Config(hostname="mail.example")
+RELAY = Config(hostname="mail.example", role="relay", relay=Relay(bounce_hop="signer.example:25"))
+SUBMISSION = Config(hostname="mail.example", role="submission", relay=Relay(next_hop="signer.example:25"))
+
+
+def recipients(*addresses: str) -> list[Recipient]:
+    return [Recipient(a) for a in addresses]
+
+
+def task(items: list[Item], stage: int = Stage.DELIVER, attempts: int = 0, maybe: bool = False) -> Task:
+    return Task(b"i" * 12, 3, stage, "x.test", items, 0, attempts, b"", maybe, False, b"", b"", 10, 0, 0, 1)
+
+
+def test_signed_mail_has_one_task_and_names_the_lane_that_follows() -> None:
+    one = plan.first_tasks(Envelope("a@b.test", 0, "b.test"), plan.items_of(recipients("x@c.test")), ALL, 5)
+    assert [(t.stage, t.lane, t.then, t.due) for t in one] == [(Stage.SIGN, "b.test", "c.test", 5)]
+    several = plan.items_of(recipients("x@c.test", "y@C.test", "z@d.test"))
+    [two] = plan.first_tasks(Envelope("a@b.test", 0, "b.test"), several, ALL, 5)
+    assert two.then == ""
+    assert len(two.items) == 3
+
+
+def test_unsigned_mail_has_a_task_for_each_domain() -> None:
+    items = plan.items_of(recipients("x@c.test", "z@d.test", "y@C.test"))
+    tasks = plan.first_tasks(Envelope("a@b.test", 0), items, ALL, 5)
+    assert [(t.stage, t.lane, [i.id for i in t.items]) for t in tasks] == [
+        (Stage.DELIVER, "c.test", [1, 3]),
+        (Stage.DELIVER, "d.test", [2]),
+    ]
+
+
+def test_a_role_without_signer_sends_to_the_next_one() -> None:
+    items = plan.items_of(recipients("x@c.test", "z@d.test"))
+    [only] = plan.first_tasks(Envelope("a@b.test", 0, "b.test"), items, SUBMISSION, 5)
+    assert (only.stage, only.lane) == (Stage.DELIVER, "hop:signer.example:25")
+    [bounce] = plan.first_tasks(Envelope("", 0, bounce=True), items, RELAY, 5)
+    assert bounce.lane == "hop:signer.example:25"
+    assert len(plan.first_tasks(Envelope("a@b.test", 0), items, RELAY, 5)) == 2
+
+
+def test_what_is_left_after_an_attempt() -> None:
+    items = plan.items_of(recipients("a@x.test", "b@x.test", "c@x.test"))
+    outcomes: dict[int, Outcome] = {
+        1: Delivered("250 ok"),
+        2: Deferred("451 later", "RCPT", "mx", maybe=False),
+        3: Failed("550 no", "RCPT", "mx"),
+    }
+    settle = plan.settlement(task(items), outcomes, "x.test", None, due=99, now=10)
+    [again] = settle.tasks
+    assert [i.id for i in again.items] == [2]
+    assert (again.due, again.attempts, again.lane, again.stage, again.maybe) == (99, 1, "x.test", Stage.DELIVER, False)
+    note = decode_note(again.note)
+    assert note is not None
+    assert [(r.text, r.items) for r in note.replies] == [("451 later", [2])]
+    assert [f.recipient.address for f in plan.failures_of(task(items), outcomes, expired=False)] == ["c@x.test"]
+
+
+def test_an_expired_message_leaves_nothing_and_fails_what_was_deferred() -> None:
+    items = plan.items_of(recipients("a@x.test"))
+    outcomes: dict[int, Outcome] = {1: Deferred("451 later", "MAIL")}
+    assert plan.settlement(task(items), outcomes, "x.test", None, due=0, now=10).tasks == []
+    assert len(plan.failures_of(task(items), outcomes, expired=True)) == 1
+
+
+def test_the_signature_is_stored_only_with_what_is_left() -> None:
+    items = plan.items_of(recipients("a@x.test"))
+    from_sign = task(items, stage=Stage.SIGN, attempts=7)
+    left = plan.settlement(from_sign, {1: Deferred("451", "MAIL")}, "x.test", b"DKIM", due=9, now=1)
+    assert (left.prefix, left.tasks[0].attempts, left.tasks[0].stage) == (b"DKIM", 1, Stage.DELIVER)
+    done = plan.settlement(from_sign, {1: Delivered("250")}, "x.test", b"DKIM", due=9, now=1)
+    assert (done.prefix, done.tasks) == (None, [])
+
+
+@pytest.mark.parametrize("maybe", [False, True])
+def test_a_task_that_may_have_been_delivered_stays_so(maybe: bool) -> None:
+    items = plan.items_of(recipients("a@x.test"))
+    settle = plan.settlement(task(items, maybe=maybe), {1: Deferred("451", "MAIL")}, "x.test", None, due=9, now=1)
+    assert settle.tasks[0].maybe is maybe
+
+
+def test_notes_are_bounded() -> None:
+    outcomes: dict[int, Outcome] = {n: Deferred(f"451 <r{n}> " + "x" * 2000, "RCPT") for n in range(1000)}
+    assert len(plan.note_of(outcomes, 0)) < 20_000
+
+
+def test_waiting_for_a_signature_never_takes_longer_than_a_minute() -> None:
+    assert [plan.sign_retry_ms(n) for n in (0, 1, 5, 6, 1000)] == [1000, 2000, 32_000, 60_000, 60_000]
+
+
+def test_ids_are_shown_and_read_back_and_sort_by_time(rng: random.Random) -> None:
+    ids = [new_id(n) for n in sorted(rng.randrange(1 << 47) for _ in range(50))]
+    shown = [show_id(i) for i in ids]
+    assert [parse_id(s) for s in shown] == ids
+    assert sorted(shown) == shown
+    for wrong in ("", "x", "0" * 21, "ü" * 20, shown[0] + "0"):
+        with pytest.raises(ValueError, match=r".*"):
+            parse_id(wrong)
+
+
+def test_envelopes_survive_the_queue() -> None:
+    envelope = Envelope("a@b.test", 1, "b.test", "u", "127.0.0.1", "h", True, True, "HDRS", "e", "c" * 40, True)
+    assert ENVELOPE.decode(encode(envelope)) == envelope
