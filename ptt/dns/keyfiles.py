@@ -28,7 +28,7 @@ class KeyFiles:
         self._directory = directory
         self._folders: dict[str, _Folder] = {}
 
-    def keys(self, *, everything: bool = False) -> list[PublicKey]:
+    def scan(self, *, everything: bool = False) -> list[PublicKey]:
         """All keys, by domain. Reads the folders whose time stamp changed, or ``everything``: a file that was changed
         in its place changes no folder. Some 5 us for each folder, 50 us for each one read.
         """

@@ -48,7 +48,7 @@ class Publisher:
 
     def run_once(self) -> list[Result]:
         """Check every key now, publish what is not served, write the state. Results by domain and selector."""
-        keys = self._files.keys(everything=True)
+        keys = self._files.scan(everything=True)
         self._forget_all_but(keys)
         return self._work(keys)
 
@@ -69,7 +69,7 @@ class Publisher:
         everything = now >= self._reread
         if everything:
             self._reread = now + self._config.recheck_seconds
-        keys = self._files.keys(everything=everything)
+        keys = self._files.scan(everything=everything)
         changed = self._forget_all_but(keys)
         due = sorted((at, key_id(key), key) for key in keys if (at := self._due_at(key)) <= now)
         if not due and not changed:

@@ -75,6 +75,8 @@ class Responder:
             return _fit(self._answer(query), query, udp)
         except tuple(_TSIG_ERRORS) as e:
             return _refuse_tsig(query, _TSIG_ERRORS[type(e)])
+        except (dns.tsig.PeerError, dns.exception.FormError):  # a request that reports an error, or unparsable TSIG
+            return _error(wire, dns.rcode.FORMERR)
         except Exception as e:  # a fault of our own
             print(f"dns: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
             return _error(wire, dns.rcode.SERVFAIL)
@@ -131,14 +133,7 @@ class DnsServer:
     """Serves ``responder`` on one address over UDP and TCP; ``address``: "HOST:PORT". Raises OSError."""
 
     def __init__(self, address: str, responder: Responder) -> None:
-        host, port = split_address(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # Bound here: gevent would let a second server take the same UDP port.
-        tcp, udp = socket.socket(family, socket.SOCK_STREAM), socket.socket(family, socket.SOCK_DGRAM)
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for sock in (tcp, udp):
-            sock.bind((host, port))
-        tcp.listen(MAX_CONNECTIONS)
+        tcp, udp = _bind(address)
         self._responder = responder
         self._udp = gevent.server.DatagramServer(udp, self._datagram)
         self._tcp = gevent.server.StreamServer(tcp, self._connection, spawn=gevent.pool.Pool(MAX_CONNECTIONS))
@@ -171,6 +166,23 @@ class DnsServer:
                     sock.sendall(struct.pack("!H", len(answer)) + answer)
         except OSError:  # time-out or reset: the peer's affair
             return
+
+
+def _bind(address: str) -> tuple[socket.socket, socket.socket]:
+    """The TCP and the UDP socket. Bound here: gevent would let a second server take the same UDP port."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    tcp, udp = socket.socket(family, socket.SOCK_STREAM), socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind((host, port))
+        tcp.listen(MAX_CONNECTIONS)
+        udp.bind((host, port))
+    except OSError:
+        tcp.close()
+        udp.close()
+        raise
+    return tcp, udp
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,7 @@ MAX_TEXT = 8192  # octets of one record; an RSA-4096 key takes 740 octets; ten t
 MAX_KEY_FILE = 65_536
 ALGORITHMS = ("hmac-sha256", "hmac-sha384", "hmac-sha512")
 
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|(?m:^\s*#[^\n]*)", re.DOTALL)
+_COMMENT = re.compile(r'("[^"\n]*")|/\*.*?\*/|//[^\n]*|#[^\n]*', re.DOTALL)  # or a string, which may look like one
 _KEY = re.compile(
     r"""key \s+ "?(?P<name>[^\s"{;]+)"? \s* \{ \s*
         (?: algorithm \s+ "?(?P<algorithm>[\w-]+)"? \s* ; \s*
@@ -94,7 +94,7 @@ class TsigKey(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str, path: str = "key") -> TsigKey:
         """``key "NAME" { algorithm ALGORITHM; secret "BASE64"; };`` -> the key. Raises TsigKeyError."""
-        found = _KEY.search(_COMMENT.sub(" ", text))
+        found = _KEY.search(_COMMENT.sub(lambda found: found[1] or " ", text))
         if found is None or not found["algorithm"] or not found["secret"]:
             raise TsigKeyError(f"{path}: is not a key as tsig-keygen prints it")
         algorithm = found["algorithm"].lower()

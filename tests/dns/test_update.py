@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pathlib
 import subprocess
@@ -164,6 +165,11 @@ def test_key_files_that_cannot_be_used(text: str, complaint: str) -> None:
     with pytest.raises(TsigKeyError, match=complaint) as caught:
         TsigKey.parse(text, "file")
     assert "c2Vj" not in str(caught.value)
+
+
+def test_a_secret_that_looks_like_a_comment() -> None:
+    text = 'key "k" { algorithm hmac-sha512; secret "ab//cd//"; }; // "x" # "y"'
+    assert TsigKey.parse(text) == TsigKey("k", "hmac-sha512", base64.b64decode("ab//cd//"))
 
 
 def test_a_key_file_that_others_may_read_is_refused(tmp: pathlib.Path) -> None:
