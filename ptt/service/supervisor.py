@@ -328,7 +328,7 @@ def _kill_former_run(config: Config) -> None:
         with contextlib.suppress(OSError):
             with open(f"/proc/{process.pid}/cmdline", "rb") as file:
                 words = file.read().split(b"\0")
-            if b"-m" in words and f"{former.pid}".encode() in words:  # --parent
+            if b"--parent" in words and str(former.pid).encode() in words:
                 os.kill(process.pid, signal.SIGKILL)
 
 
