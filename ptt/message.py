@@ -87,6 +87,7 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
 
     when: int  # ms since the epoch
     replies: list[Reply]
+    maybe: bool = False  # that an attempt may have delivered it was logged and counted
 
 
 NOTE = msgspec.msgpack.Decoder(Note)

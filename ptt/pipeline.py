@@ -110,6 +110,8 @@ class Pipeline:
     def _journey(self, task: Task, body: bytes | None) -> None:
         try:
             envelope = ENVELOPE.decode(task.meta)
+            if task.maybe and not plan.is_told(task):  # the lease before this one ended with a process
+                self._tell_maybe(task, len(task.items))
             content = self.spool.body(task) if body is None else body
             if task.stage == Stage.SIGN:
                 self._sign(task, envelope, content)
@@ -153,7 +155,7 @@ class Pipeline:
         self.counters.count("ptt_signed_total", result.domain)
         self.log.event("signed", id=show_id(task.message), domain=result.domain, selectors=result.selectors)
         now = self.now_ms()
-        tasks = plan.deliver_tasks(task.items, self.config, now, envelope.bounce)
+        tasks = plan.deliver_tasks(task.items, self.config, now, envelope.bounce, task.maybe)
         if task.then and len(tasks) == 1:
             self._deliver(task, envelope, body, tasks[0].lane, result.prefix)
             return
@@ -178,7 +180,8 @@ class Pipeline:
             due,
             plan.then_of(task.items, self.config, envelope.bounce),
             attempts=task.attempts + 1,
-            note=plan.note_of(outcomes, now),
+            note=plan.note_of(outcomes, now, task.maybe),
+            maybe=task.maybe,
         )
         self.spool.settle(Settle(task.message, task.number, [again]))
 
@@ -250,8 +253,13 @@ class Pipeline:
             self.counters.count("ptt_attempts_total", names[type(outcome)])
             if isinstance(outcome, Delivered):
                 self.counters.observe("ptt_delivery_seconds", max(0, now - task.created) / 1000)
-            elif isinstance(outcome, Deferred) and outcome.maybe:
-                self.counters.count("ptt_maybe_delivered_total")
+        if unknown := sum(isinstance(o, Deferred) and o.maybe for o in outcomes.values()):
+            self._tell_maybe(task, unknown)
+
+    def _tell_maybe(self, task: Task, recipients: int) -> None:
+        """An attempt whose outcome nobody knows: the next one may be a duplicate, and the operator is told."""
+        self.counters.count("ptt_maybe_delivered_total", by=recipients)
+        self.log.warning("maybe delivered", maybe=True, recipients=recipients, **plan.describe(task))
 
     def _tell_site(self, lane: str) -> None:
         """Tell the dispatcher which site the lane belongs to, when that is new."""

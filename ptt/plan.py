@@ -21,6 +21,7 @@ from ptt.message import (
     Recipient,
     Reply,
     Stage,
+    decode_note,
     domain_of,
     encode,
     show_id,
@@ -57,12 +58,14 @@ def recipients_of(items: Sequence[Item]) -> list[tuple[int, Recipient]]:
     return [(item.id, RECIPIENT.decode(item.data)) for item in items]
 
 
-def deliver_tasks(items: Sequence[Item], config: Config, due: int, bounce: bool = False) -> list[NewTask]:
+def deliver_tasks(
+    items: Sequence[Item], config: Config, due: int, bounce: bool = False, maybe: bool = False
+) -> list[NewTask]:
     """One task for each lane, recipients in the order given."""
     lanes: dict[str, list[Item]] = {}
     for item in items:
         lanes.setdefault(lane_of(RECIPIENT.decode(item.data).address, config, bounce), []).append(item)
-    return [NewTask(Stage.DELIVER, lane, some, due) for lane, some in lanes.items()]
+    return [NewTask(Stage.DELIVER, lane, some, due, maybe=maybe) for lane, some in lanes.items()]
 
 
 def then_of(items: Sequence[Item], config: Config, bounce: bool = False) -> str:
@@ -93,14 +96,21 @@ def sign_retry_ms(attempts: int) -> int:
     return min(1000 << min(attempts, 10), SIGN_RETRY_CEILING_MS)
 
 
-def note_of(outcomes: Mapping[int, Outcome], now: int) -> bytes:
+def is_told(task: Task) -> bool:
+    """Was it logged and counted already that an attempt of this task may have succeeded?"""
+    note = decode_note(task.note)
+    return note is not None and note.maybe
+
+
+def note_of(outcomes: Mapping[int, Outcome], now: int, maybe: bool = False) -> bytes:
     """The note of an attempt: its distinct replies, each with the recipients that it concerns."""
     replies: dict[tuple[str, str, str], list[int]] = {}
     for item, outcome in outcomes.items():
         key = (outcome.text[:NOTE_REPLY_CHARS], outcome.phase, outcome.peer)
         if key in replies or len(replies) < NOTE_REPLIES:
             replies.setdefault(key, []).append(item)
-    return encode(Note(now, [Reply(text, phase, peer, items) for (text, phase, peer), items in replies.items()]))
+    said = [Reply(text, phase, peer, items) for (text, phase, peer), items in replies.items()]
+    return encode(Note(now, said, maybe))
 
 
 def failures_of(task: Task, outcomes: Mapping[int, Outcome], expired: bool) -> list[Failure]:
@@ -113,7 +123,9 @@ def failures_of(task: Task, outcomes: Mapping[int, Outcome], expired: bool) -> l
     return found
 
 
-def settlement(task: Task, outcomes: Mapping[int, Outcome], lane: str, prefix: bytes | None, due: int, now: int) -> Settle:
+def settlement(
+    task: Task, outcomes: Mapping[int, Outcome], lane: str, prefix: bytes | None, due: int, now: int
+) -> Settle:
     """What replaces a task after a delivery attempt in ``lane``: a task with the deferred recipients, or nothing.
 
     ``due``: when the deferred ones are tried again; 0 when the message has expired and they have failed too.
@@ -123,14 +135,15 @@ def settlement(task: Task, outcomes: Mapping[int, Outcome], lane: str, prefix: b
     if not left:
         return Settle(task.message, task.number)
     deferred = {item.id: outcomes[item.id] for item in left}
+    maybe = task.maybe or any(isinstance(o, Deferred) and o.maybe for o in deferred.values())
     again = NewTask(
         Stage.DELIVER,
         lane,
         left,
         due,
         attempts=task.attempts + 1 if task.stage == Stage.DELIVER else 1,
-        note=note_of(deferred, now),
-        maybe=task.maybe or any(isinstance(o, Deferred) and o.maybe for o in deferred.values()),
+        note=note_of(deferred, now, maybe),
+        maybe=maybe,
     )
     return Settle(task.message, task.number, [again], prefix)
 
