@@ -1,8 +1,8 @@
 """What a signature costs beside OpenSSL's own work: CPU per message of the signer path against the bare RSA-2048.
 
 The path is the real one: ``ptt.signer.stage`` in this process (canonicalise, hash, request over the Unix socket,
-finished field), and real key processes. CPU is user and system time of this process and of the key processes,
-from the kernel. The bare figure is ``cryptography``'s signature of the same data in the same run, before and after.
+finished field), and real key processes. CPU is the time of this process and of the key processes on the
+processor, from the kernel. The bare figure is ``cryptography``'s signature of 1 KiB, taken in turns with the path.
 Prints one JSON object::
 
     python loadtests/sign_bench.py [--messages 4000] [--concurrency 16] [--processes 1] [--algorithm rsa2048]
@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import dkim
-import gevent.pool
+import gevent
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
@@ -34,6 +37,7 @@ from ptt.signer import stage, state
 
 DOMAIN = "bench.example"
 SIZES = (4096, 65536)
+ROUNDS = 8
 WARM_UP = 200  # messages before the clock starts: connections, caches, the processor's frequency
 HEADER = (
     b"Received: from client.example (client.example [192.0.2.7])\r\n"
@@ -51,6 +55,14 @@ HEADER = (
     b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n\r\n"
 )
 LINE = b"Lorem ipsum dolor sit amet, consetetur sadipscing elitr, sed diam\r\n"
+
+
+class Figures(NamedTuple):
+    """CPU microseconds per message of this process and of the key processes; messages per second."""
+
+    worker: float
+    signer: float
+    rate: float
 
 
 def message(size: int) -> bytes:
@@ -93,41 +105,72 @@ def service(processes: int, algorithm: str) -> Iterator[tuple[Config, list[int]]
                     child.wait(10)
 
 
-def bare(algorithm: str, data: bytes, count: int) -> float:
-    """CPU microseconds of one signature through cryptography and nothing else."""
+def bare(algorithm: str) -> Callable[[int], float]:
+    """A function: CPU microseconds of one signature through cryptography and nothing else, of so many."""
+    data = HEADER[:1024]
     if algorithm == "ed25519":
         edwards = ed25519.Ed25519PrivateKey.generate()
+        sign = functools.partial(edwards.sign, data[:32])
+    else:
+        key = rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa")))
+        sign = functools.partial(key.sign, data, padding.PKCS1v15(), hashes.SHA256())
+
+    def measure(count: int) -> float:
         began = time.process_time()
         for _ in range(count):
-            edwards.sign(data[:32])
+            sign()
         return (time.process_time() - began) / count * 1e6
-    key = rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa")))
-    began = time.process_time()
-    for _ in range(count):
-        key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-    return (time.process_time() - began) / count * 1e6
+
+    return measure
 
 
-def run(signing: stage.Signing, pids: list[int], body: bytes, count: int, concurrency: int) -> dict[str, float]:
+def run(signing: stage.Signing, pids: list[int], body: bytes, count: int, concurrency: int) -> Figures:
+    """Sign ``count`` messages, ``concurrency`` at a time."""
     envelope = Envelope(sender=f"alice@{DOMAIN}", received=0, signing_domain=DOMAIN)
+    numbers = iter(range(count))
 
-    def one(number: int) -> None:
-        found = signing.sign(envelope, f"bench{number}", body)
-        if not isinstance(found, stage.Signed):
-            raise RuntimeError(f"not signed: {found}")
+    def some() -> None:
+        for number in numbers:
+            found = signing.sign(envelope, f"bench{number}", body)
+            if not isinstance(found, stage.Signed):
+                raise RuntimeError(f"not signed: {found}")
 
-    def many(numbers: int) -> None:
-        pool = gevent.pool.Pool(concurrency)
-        for task in [pool.spawn(one, number) for number in range(numbers)]:
-            task.get()
-
-    many(WARM_UP)
     keys, own, began = sum(map(cpu_of, pids)), time.process_time(), time.monotonic()
-    many(count)
+    gevent.joinall([gevent.spawn(some) for _ in range(concurrency)], raise_error=True)
     seconds = time.monotonic() - began
     worker = (time.process_time() - own) / count * 1e6
-    signer = (sum(map(cpu_of, pids)) - keys) / count * 1e6
-    return {"worker_us": worker, "signer_us": signer, "messages_per_second": count / seconds}
+    return Figures(worker, (sum(map(cpu_of, pids)) - keys) / count * 1e6, count / seconds)
+
+
+def compare(signing: stage.Signing, pids: list[int], body: bytes, options: argparse.Namespace) -> dict[str, float]:
+    """The path and the bare signature in turns, so that both meet the same machine; medians of the rounds."""
+    plain, path = bare(options.algorithm), []
+    alone = []
+    run(signing, pids, body, WARM_UP, options.concurrency)
+    for _ in range(ROUNDS):
+        alone.append(plain(options.messages // ROUNDS // 2))
+        path.append(run(signing, pids, body, options.messages // ROUNDS, options.concurrency))
+        alone.append(plain(options.messages // ROUNDS // 2))
+    middle = Figures(*(statistics.median(column) for column in zip(*path, strict=True)))
+    signature = statistics.median(alone)
+    return {
+        "bytes": len(body),
+        "bare_signature_us": round(signature, 1),
+        "worker_us": round(middle.worker, 1),
+        "signer_us": round(middle.signer, 1),
+        "beside_the_signature_us": round(middle.worker + middle.signer - signature, 1),
+        "ratio": round((middle.worker + middle.signer) / signature, 3),
+        "messages_per_second": round(middle.rate, 1),
+    }
+
+
+def check(signing: stage.Signing, record: str) -> None:
+    """Ends the script unless dkimpy verifies what was signed."""
+    found = signing.sign(Envelope("alice", 0, DOMAIN), "check", message(4096))
+    if not isinstance(found, stage.Signed) or not dkim.verify(
+        found.prefix + message(4096), dnsfunc=lambda _name, timeout=5: record.encode()
+    ):
+        raise SystemExit("dkimpy does not verify what was signed")
 
 
 def main() -> None:
@@ -137,33 +180,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--algorithm", default="rsa2048", choices=["rsa2048", "rsa3072", "rsa4096", "ed25519"])
     options = parser.parse_args()
-    results = []
     with service(options.processes, options.algorithm) as (config, pids):
         signing = stage.build(config)
-        (key,) = state.public_keys(config.signer.public, DOMAIN)
-        for size in SIZES:
-            body = message(size)
-            before = bare(options.algorithm, HEADER, options.messages // 4)
-            figures = run(signing, pids, body, options.messages, options.concurrency)
-            after = bare(options.algorithm, HEADER, options.messages // 4)
-            plain = (before + after) / 2
-            whole = figures["worker_us"] + figures["signer_us"]
-            results.append(
-                {
-                    "bytes": len(body),
-                    "bare_signature_us": round(plain, 1),
-                    **{name: round(value, 1) for name, value in figures.items()},
-                    "beside_the_signature_us": round(whole - plain, 1),
-                    "ratio": round(whole / plain, 3),
-                }
-            )
+        results = [compare(signing, pids, message(size), options) for size in SIZES]
         if options.algorithm != "ed25519":  # dkimpy verifies Ed25519 only with PyNaCl
-            found = signing.sign(Envelope("alice", 0, DOMAIN), "check", message(4096))
-            verified = isinstance(found, stage.Signed) and dkim.verify(
-                found.prefix + message(4096), dnsfunc=lambda _name, timeout=5: key.record.encode()
-            )
-            if not verified:
-                raise SystemExit("dkimpy does not verify what was signed")
+            check(signing, state.public_keys(config.signer.public, DOMAIN)[0].record)
     print(json.dumps({**vars(options), "results": results}, indent=1))
 
 

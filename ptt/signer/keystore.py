@@ -93,6 +93,7 @@ def problems(keys: str, uid: int) -> Iterator[tuple[str, str]]:
 
 
 class _Open(NamedTuple):
+    path: str
     mark: tuple[int, ...]
     key: PrivateKey
 
@@ -112,13 +113,13 @@ class Keystore:
         """Raises KeyRefused."""
         name = (domain, selector)
         held = self._open.pop(name, None)
-        path = key_path(self._keys, domain, selector)
+        path = held.path if held is not None else key_path(self._keys, domain, selector)
         try:
             found = os.lstat(path)
             if reason := refusal(found, self._uid):
                 raise KeyRefused(f"key {selector} of {domain} is refused: its file {reason}")
             if held is None or held.mark != _mark(found):
-                held = self._load(domain, selector)
+                held = self._load(path, domain, selector)
         except OSError as e:
             raise KeyRefused(f"key {selector} of {domain} cannot be opened: {e.strerror}") from e
         self._open[name] = held
@@ -126,7 +127,7 @@ class Keystore:
             self._open.popitem(last=False)
         return held.key
 
-    def _load(self, domain: str, selector: str) -> _Open:
+    def _load(self, path: str, domain: str, selector: str) -> _Open:
         """Open, look at what was opened, and read just that. Raises OSError, KeyRefused."""
         folder = os.open(os.path.join(self._keys, domain), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -138,7 +139,7 @@ class Keystore:
             found = os.fstat(fd)
             if reason := refusal(found, self._uid):
                 raise KeyRefused(f"key {selector} of {domain} is refused: its file {reason}")
-            return _Open(_mark(found), _parse(file.read(MAX_KEY_FILE), f"{selector} of {domain}"))
+            return _Open(path, _mark(found), _parse(file.read(MAX_KEY_FILE), f"{selector} of {domain}"))
 
 
 def _mark(found: os.stat_result) -> tuple[int, ...]:

@@ -137,12 +137,12 @@ class KeyView:
 
     def active(self, domain: str) -> Active:
         """The keys that sign for this domain now."""
-        if not valid_name(domain):
-            return Active((), False)
         now = self._clock()
         seen = self._seen.get(domain)
         if seen is not None and now - seen.at < RECHECK_SECONDS:
             return seen.active
+        if not valid_name(domain):
+            return Active((), False)
         marks = (self._state(now), _mark(os.path.join(self._public, domain)))
         if seen is None or seen.marks != marks or None in marks:
             seen = _Seen(now, marks, self._look(domain))
