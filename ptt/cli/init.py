@@ -205,7 +205,7 @@ def default_hostname() -> str:
 
 
 def _helper(*arguments: str) -> None:
-    done = subprocess.run(  # noqa: S603  (our own modules)
+    done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=HELPER_SECONDS, check=False
     )
     if done.returncode:

@@ -32,8 +32,6 @@ from ptt.service.privileges import Account, Kind, account_of
 
 TCP_BACKLOG = 4096  # connections that wait for a worker, for as long as it takes to replace it
 UNIX_BACKLOG = 1024  # above any number of workers and commands
-SUPERVISOR_LOCK = "supervisor.lock"
-CHILDREN_LOCK = "children.lock"
 
 
 class LayoutError(Exception):

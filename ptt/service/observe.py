@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
+from ptt_queue.errors import QueueError
 from ptt_queue.types import Stats
 
 from ptt.config import Config
@@ -34,7 +35,7 @@ Series = list[tuple[str, tuple[str, ...], float]]
 
 
 class QueueStats(Protocol):
-    """What is needed of the queue's client: raises OSError when the queue process does not answer."""
+    """What is needed of the queue's client: raises QueueError when the queue process does not answer."""
 
     def stats(self) -> Stats: ...
     def close(self) -> None: ...
@@ -102,7 +103,7 @@ class Observer:
             if self._queue is None:
                 self._queue = self._connect()
             stats = self._queue.stats()
-        except OSError:
+        except QueueError:
             if self._queue is not None:
                 self._queue.close()
                 self._queue = None

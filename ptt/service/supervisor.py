@@ -2,42 +2,38 @@
 
 Plain Python, one thread that starts processes (a child is told when the *thread* that started it ends) and one that
 watches the queue process. It handles no mail, opens no store and no key.
-
-Two locks in run/: ``supervisor.lock`` makes a second start fail at once; ``children.lock`` is inherited by every
-process, so that it is free only when the last process of a former run has ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
+
+from ptt_queue.client import QueueClient
+from ptt_queue.errors import QueueError
 
 import ptt
 from ptt.config import Config, ConfigError, load
 from ptt.log import Log
 from ptt.service import layout, state
+from ptt.service.locks import RunningError, take_locks
 from ptt.service.privileges import KINDS, UserError, account_of
 from ptt.service.processes import STOP_ORDER, Spec, environment, next_delay, specs, stop_seconds
 from ptt.service.watchdog import STUCK_SECONDS, Watchdog
 
 WRONG_USAGE = 2
-FORMER_RUN_SECONDS = 5.0  # what a killed supervisor's processes get to end by themselves
 WRITE_SECONDS = 1.0  # supervisor.json is at most so old
 TICK_SECONDS = 0.5
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
-
-class StartError(Exception):
-    """The service cannot start; the text says why. The command exits with 1."""
 
 
 class Running:
@@ -58,8 +54,7 @@ class Running:
         """Execute it. Returns the descriptor on which it says that it is ready. Raises OSError."""
         self.ready_fd, theirs = os.pipe()
         try:
-            # args come from our own configuration; no shell
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 [sys.executable, *self.spec.arguments, "--ready-fd", str(theirs), "--parent", str(parent)],
                 pass_fds=(*self.spec.fds, theirs, inherited),
                 stdin=subprocess.DEVNULL,
@@ -106,7 +101,7 @@ class Supervisor:
         self.failed: int | None = None  # a process said that the configuration is wrong
         self.wanted: list[int] = []  # signals to act on
         self.written = 0.0
-        self.watchdog = Watchdog(self._queue_pid, lambda: ask_queue(config), self._stuck)
+        self.watchdog = Watchdog(self._queue_pid, queue_question(config), self._stuck)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -281,55 +276,22 @@ class Supervisor:
             state.write(self.config, now)
 
 
-def ask_queue(config: Config) -> None:
-    """One question to the queue process. Raises TimeoutError when it is not answered, OSError when it went away."""
-    from ptt_queue.client import QueueClient  # noqa: PLC0415
+def queue_question(config: Config) -> Callable[[], bool]:
+    """What asks the queue process a question, over one connection: was it answered in time?"""
+    client = QueueClient(os.path.join(config.run, "queue.sock"), timeout=STUCK_SECONDS)
 
-    with QueueClient(os.path.join(config.run, "queue.sock"), timeout=STUCK_SECONDS) as client:
-        client.stats()
+    def ask() -> bool:
+        try:
+            client.stats()
+        except QueueError:
+            client.close()
+            return False
+        return True
+
+    return ask
 
 
 # -- start ---------------------------------------------------------------------------------------------------------
-
-
-def _lock(config: Config, name: str) -> int | None:
-    """An open lock file of run/, locked; None when another process holds it. Raises OSError."""
-    fd = os.open(os.path.join(config.run, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def take_locks(config: Config) -> tuple[int, int]:
-    """The two locks of run/. Waits for the processes of a supervisor that was killed. Raises StartError."""
-    if (own := _lock(config, layout.SUPERVISOR_LOCK)) is None:
-        other = state.read(config)
-        raise StartError(f"already running in {config.run}" + (f" (process {other.pid})" if other else ""))
-    deadline = time.monotonic() + FORMER_RUN_SECONDS
-    killed = False
-    while (children := _lock(config, layout.CHILDREN_LOCK)) is None:
-        if time.monotonic() > deadline:
-            if killed:
-                raise StartError(f"processes of a former run hold {config.run}/{layout.CHILDREN_LOCK}")
-            _kill_former_run(config)
-            killed, deadline = True, time.monotonic() + FORMER_RUN_SECONDS
-        time.sleep(0.02)
-    return own, children
-
-
-def _kill_former_run(config: Config) -> None:
-    former = state.read(config)
-    if former is None:
-        return
-    for process in former.processes:
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{process.pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-            if b"--parent" in words and str(former.pid).encode() in words:
-                os.kill(process.pid, signal.SIGKILL)
 
 
 def _log_to_file(config: Config) -> None:
@@ -340,7 +302,7 @@ def _log_to_file(config: Config) -> None:
 
 
 def serve(config: Config, file: str) -> int:
-    """Run the service until it is told to stop. Returns the exit code. Raises StartError, LayoutError, UserError."""
+    """Run the service until it is told to stop. Returns the exit code. Raises RunningError, LayoutError, UserError."""
     for kind in KINDS:
         account_of(kind, config)  # all users exist, before anything starts
     layout.make_directories(config)
@@ -374,7 +336,7 @@ def main() -> None:
     except UserError as e:
         sys.stderr.write(f"{file}: users: {e}\n")
         code = WRONG_USAGE
-    except (StartError, layout.LayoutError, OSError) as e:
+    except (RunningError, layout.LayoutError, OSError) as e:
         sys.stderr.write(f"ptt-worker: {e}\n")
         code = 1
     sys.exit(code)

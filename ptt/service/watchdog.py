@@ -15,15 +15,14 @@ ASK_SECONDS = 1.0
 class Watchdog:
     """A thread that asks the queue process a question each second.
 
-    ``pid`` tells the process that should answer, 0 while there is none. ``ask`` asks, raising TimeoutError when there
-    is no answer in ``STUCK_SECONDS`` and another OSError when the process went away. ``stuck`` is told the process
-    that did not answer, if it is still the same.
+    ``pid`` tells the process that should answer, 0 while there is none. ``ask`` asks, and returns whether there was
+    an answer in ``STUCK_SECONDS``. ``stuck`` is told the process that did not answer, if it is still the same.
     """
 
     def __init__(
         self,
         pid: Callable[[], int],
-        ask: Callable[[], object],
+        ask: Callable[[], bool],
         stuck: Callable[[int], None],
         interval: float = ASK_SECONDS,
     ) -> None:
@@ -43,12 +42,5 @@ class Watchdog:
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
             asked = self._pid()
-            if not asked:
-                continue
-            try:
-                self._ask()
-            except TimeoutError:
-                if not self._ended.is_set() and self._pid() == asked:
-                    self._stuck(asked)
-            except OSError:  # it died: the supervisor knows
-                continue
+            if asked and not self._ask() and self._pid() == asked and not self._ended.is_set():
+                self._stuck(asked)

@@ -49,7 +49,7 @@ def fake(config, file, name, kind, arguments, fds):
     spec = real(config, file, name, kind, arguments, fds)
     return processes.Spec(name, kind, ("-P", "-c", CHILD, kind, *spec.arguments[3:]), spec.fds)
 processes._spec = fake
-supervisor.ask_queue = lambda config: None
+supervisor.queue_question = lambda config: lambda: True
 supervisor.main()
 """
 
