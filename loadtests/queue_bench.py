@@ -36,9 +36,8 @@ FAR = 86_400_000
 
 def cpu_of(pid: int) -> float:
     """Seconds of CPU that a process has used."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
-        fields = f.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    with open(f"/proc/{pid}/schedstat", encoding="ascii") as f:
+        return int(f.read().split()[0]) / 1e9
 
 
 def private_bytes(pid: int) -> int:

@@ -1,1 +1,13 @@
-"""The durable queue."""
+"""The durable queue: opaque messages, stages, lanes, leases. It knows nothing of mail.
+
+``types``       the nouns; start here, then queue/DESIGN.md
+``keys``        the keys of the store, in the order in which things are looked for
+``store``       the LMDB engine: transactions; ``files`` its directory
+``dispatcher``  lanes, groups, tokens: who may be leased next (memory only, no I/O)
+``leasing``     leases, and what the store says of them
+``requests``    put, stage, settle, the operator's verbs; ``admin`` the latter over a transaction
+``queue``       all of it joined: executes groups of requests, each as one transaction
+``protocol``    frames and requests (sans-IO); ``link`` the client's side (sans-IO)
+``server``      the process's loop; ``client`` a blocking client; ``offline`` a store whose owner is stopped
+``testing``     the conformance suite of the interface
+"""

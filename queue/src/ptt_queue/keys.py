@@ -72,7 +72,8 @@ def past_lane(prefix: bytes) -> bytes:
 
 def index_key(stage: int, state: int, lane: str, priority: int, due: int, message: bytes, number: int) -> bytes:
     """The key of a task in the index. Raises ValueError for a lane that does not fit, struct.error for numbers."""
-    return lane_prefix(stage, state, lane) + _AFTER_LANE.pack(priority, due >> 32, due & 0xFFFFFFFF, message, number)
+    after = _AFTER_LANE.pack(priority, due >> 32, due & 0xFFFFFFFF, message, number)
+    return b"%c%c%b\0%b" % (stage, state, lane_bytes(lane), after)
 
 
 def lane_of_key(key: bytes) -> bytes:

@@ -195,22 +195,18 @@ _decode_request = msgspec.msgpack.Decoder(Request).decode
 _decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
-def head(control: bytes, blob_bytes: int) -> bytes:
-    """A frame without its blob, which is to be sent behind it."""
-    return _LENGTHS.pack(4 + len(control) + blob_bytes, len(control)) + control
-
-
 def frame_request(request: Request, blob_bytes: int = 0) -> bytes:
     """A request, framed; ``blob_bytes`` of blob follow. Raises ProtocolError when it is larger than a frame may be."""
     control = _encode(request)
     if len(control) > MAX_CONTROL or blob_bytes > MAX_BLOB:
         raise ProtocolError(f"a request of {len(control)} and {blob_bytes} bytes is too large")
-    return head(control, blob_bytes)
+    return _LENGTHS.pack(4 + len(control) + blob_bytes, len(control)) + control
 
 
 def frame_answer(number: int, payload: Any, error: str | None = None, blob_bytes: int = 0) -> bytes:
     """An answer, framed; ``blob_bytes`` of blob follow."""
-    return head(_encode((number, error, payload)), blob_bytes)
+    control = _encode((number, error, payload))
+    return _LENGTHS.pack(4 + len(control) + blob_bytes, len(control)) + control
 
 
 def parse_request(control: bytes) -> Request:

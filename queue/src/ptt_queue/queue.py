@@ -7,6 +7,7 @@ cannot be does not take others with it; only an environment that is broken for g
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -227,9 +228,7 @@ class Queue:
     def _observe(self, seconds: float) -> None:
         self.commits += 1
         self.commit_seconds += seconds
-        bounds = self.settings.commit_bounds
-        place = next((n for n, bound in enumerate(bounds) if seconds <= bound), len(bounds))
-        self.commit_counts[place] += 1
+        self.commit_counts[bisect.bisect_left(self.settings.commit_bounds, seconds)] += 1
 
     def next_wake(self, now: int) -> int:
         """When ``execute`` is to be called again though nothing arrives (ms)."""

@@ -142,19 +142,20 @@ class Requests:
                 granted = self.leasing.rebirth(batch, session, message.id, message.tasks)
         else:
             record.last = request.number
-            refused = Refusal.FULL if self.full() else self._fault(batch, session, message, len(blob))
+            index_keys = _index_keys(message.id, message.tasks, message.priority, 1)
+            refused = Refusal.FULL if self.full() else self._fault(batch, session, message, index_keys, len(blob))
             if refused is None:
-                granted = self._store(batch, session, message, blob, request.lease)
+                granted = self._store(batch, session, message, index_keys, blob, request.lease)
             else:
                 record.unusual[request.number] = refused.value
                 batch.committed.append(partial(self._unstage, session, message.id))
         batch.answers.append((session, (frame_answer(request.number, PutAnswer(refused, granted)),)))
 
-    def _fault(self, batch: Batch, session: Session, message: NewMessage, blob_bytes: int) -> Refusal | None:
+    def _fault(
+        self, batch: Batch, session: Session, message: NewMessage, index_keys: list[bytes], blob_bytes: int
+    ) -> Refusal | None:
         """Why this message cannot be stored."""
-        if len(message.id) != MESSAGE_ID_BYTES or not message.tasks or message.priority not in keys.CLASSES:
-            return Refusal.INVALID
-        if _task_fault(message.id, message.tasks, message.priority, 1):
+        if len(message.id) != MESSAGE_ID_BYTES or not index_keys or message.priority not in keys.CLASSES:
             return Refusal.INVALID
         staged = session.staged.get(message.id)
         if message.staged:
@@ -168,7 +169,15 @@ class Requests:
             return Refusal.DUPLICATE
         return Refusal.DUPLICATE if batch.txn.has_message(message.id) else None
 
-    def _store(self, batch: Batch, session: Session, message: NewMessage, blob: bytes, lease: bool) -> list[Granted]:
+    def _store(
+        self,
+        batch: Batch,
+        session: Session,
+        message: NewMessage,
+        index_keys: Sequence[bytes],
+        blob: bytes,
+        lease: bool,
+    ) -> list[Granted]:
         txn, id = batch.txn, message.id
         if message.staged:
             txn.clear_orphan(id)
@@ -185,7 +194,7 @@ class Requests:
             len(message.tasks) + 1,
         )
         txn.add_message(id, record)
-        return self._add_tasks(batch, session, id, message.tasks, record, 1, lease)
+        return self._add_tasks(batch, session, id, message.tasks, index_keys, record.size, lease)
 
     def _add_tasks(
         self,
@@ -193,20 +202,19 @@ class Requests:
         session: Session,
         id: bytes,
         tasks: Sequence[NewTask],
-        record: MessageRecord,
-        first: int,
+        index_keys: Sequence[bytes],
+        size: int,
         lease: bool,
     ) -> list[Granted]:
         txn = batch.txn
         granted = []
         for index, task in enumerate(tasks):
-            number = first + index
-            key = keys.record_key(id, number)
-            index_key = admin.index_key_of(id, number, task, record.priority)
-            held = self.leasing.birth(batch, session, key, index_key, task, record.size) if lease else None
+            index_key = index_keys[index]
+            key = index_key[-keys.TASK_BYTES :]
+            held = self.leasing.birth(batch, session, key, index_key, task, size) if lease else None
             if held is not None:
                 txn.add_task(key, index_key, task, txn.leased_value(born=True))
-                granted.append(Granted(index, number, held.then is not None, held.maybe))
+                granted.append(Granted(index, keys.split_record_key(key)[1], held.then is not None, held.maybe))
             else:
                 txn.add_task(key, index_key, task)
                 if task.state is State.WAITING:
@@ -311,21 +319,23 @@ class Requests:
             lease = None
         if lease is None or lease.settling:
             return LOST, []
-        if _task_fault(settle.message, settle.tasks, 0, 1):
+        if settle.tasks and not _index_keys(settle.message, settle.tasks, 0, 1):
             return "invalid: a task", []
-        at, bodies = 0, []
+        at, puts = 0, []
         for put in settle.puts:
             size = 0 if put.staged else put.size
-            bodies.append(blob[at : at + size])
-            fault = self._fault(batch, session, put, len(bodies[-1]))
+            body = blob[at : at + size]
+            index_keys = _index_keys(put.id, put.tasks, put.priority, 1)
+            fault = self._fault(batch, session, put, index_keys, len(body))
             if fault:
                 return f"{fault.value}: a message that goes with it", []
+            puts.append((put, index_keys, body))
             at += size
-        if at != len(blob) or len({p.id for p in settle.puts}) < len(settle.puts):
+        if puts and (at != len(blob) or len({p.id for p in settle.puts}) < len(puts)):
             return "invalid: the messages that go with it", []
         granted = self._replace(batch, session, settle, lease)
-        for put, body in zip(settle.puts, bodies, strict=True):
-            self._store(batch, session, put, body, False)
+        for put, index_keys, body in puts:
+            self._store(batch, session, put, index_keys, body, False)
         return None, granted
 
     def _replace(self, batch: Batch, session: Session, settle: Settle, lease: Lease) -> list[Granted]:
@@ -342,12 +352,12 @@ class Requests:
         record = txn.message(id)
         if record is None:
             raise RuntimeError("a task without its message")
-        first = record.next
+        index_keys = _index_keys(id, settle.tasks, record.priority, record.next)
         record.next += len(settle.tasks)
         if settle.prefix is not None:
             record.prefix = settle.prefix
         txn.rewrite_message(id, record)
-        return self._add_tasks(batch, session, id, settle.tasks, record, first, settle.lease)
+        return self._add_tasks(batch, session, id, settle.tasks, index_keys, record.size, settle.lease)
 
     # -- the operator --------------------------------------------------------------------------------------------
 
@@ -370,13 +380,14 @@ class Requests:
         batch.answers.append((session, (frame_answer(request.number, Acted(done.changed, done.leased)),)))
 
 
-def _task_fault(id: bytes, tasks: Sequence[NewTask], priority: int, first: int) -> bool:
-    """Is one of these tasks not to be stored?"""
+def _index_keys(id: bytes, tasks: Sequence[NewTask], priority: int, first: int) -> list[bytes]:
+    """Where new tasks, numbered from ``first``, stand in the index; [] when one of them is not to be stored."""
+    found = []
     try:
         for number, task in enumerate(tasks, first):
-            admin.index_key_of(id, number, task, priority)
+            found.append(keys.index_key(task.stage, task.state, task.lane, priority, task.due, id, number))
             if task.stage > keys.MAX_STAGE or (task.then and not keys.lane_bytes(task.then)):
-                return True
-    except (ValueError, struct.error):
-        return True
-    return False
+                return []
+    except (ValueError, OverflowError, struct.error):
+        return []
+    return found

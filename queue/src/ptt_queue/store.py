@@ -88,6 +88,7 @@ class Store:
         self.page_bytes: int = self.env.stat()["psize"]
         self.counts: _Counts = {}
         self.epoch = 0
+        self.values = (b"", b"")  # of the index, for a lease of this epoch: from the backlog, or as it was stored
         self._check_schema(readonly)
 
     def _check_schema(self, readonly: bool) -> None:
@@ -107,6 +108,7 @@ class Store:
     def next_epoch(self) -> None:
         """A new life of the owner begins."""
         self.epoch += 1
+        self.values = (LEASED.pack(self.epoch, False), LEASED.pack(self.epoch, True))
         with self.env.begin(write=True, db=self.dbs["state"]) as txn:
             txn.put(b"epoch", self.epoch.to_bytes(4, "big"))
 
@@ -267,8 +269,8 @@ class Transaction:
 
     def put_chunks(self, id: bytes, first: int, blob: bytes) -> int:
         """Store a part of a body, from chunk ``first`` on. Returns the number of the next chunk."""
-        view = memoryview(blob)
         number = first
+        view = memoryview(blob)
         for at in range(0, len(blob), CHUNK_BYTES):
             self.txn.put(keys.record_key(id, number), view[at : at + CHUNK_BYTES], db=self.bodies)
             number += 1
@@ -327,7 +329,7 @@ class Transaction:
         self.txn.put(index_key, value, db=self.index)
 
     def leased_value(self, born: bool) -> bytes:
-        return LEASED.pack(self._store.epoch, born)
+        return self._store.values[born]
 
     def walk(self, start: bytes) -> Any:
         """A cursor of the index at the first key from ``start`` on; its ``key()`` is b"" at the end."""
