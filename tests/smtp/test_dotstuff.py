@@ -108,6 +108,7 @@ def test_memory_is_bounded_once_too_large() -> None:
     assert unstuffer.feed(b".\r\n") == 3
 
 
+@pytest.mark.slow
 def test_a_message_sent_byte_by_byte_is_kept_in_few_chunks() -> None:
     unstuffer = Unstuffer(10**6)
     for byte in b"0123456789abcd\r\n" * 10_000 + b".\r\n":
