@@ -85,7 +85,8 @@ class Stream(Protocol):
     ) -> Stream:
         """Shake hands and return the stream to be used from now on. This one is closed if that fails.
 
-        Sessions are not resumed: measured, TLS 1.3 resumption saves a client nothing. Raises TlsFailed, ReadTimeout, WriteTimeout, PeerClosed.
+        Sessions are not resumed: measured, that saves a client nothing in TLS 1.3.
+        Raises TlsFailed, ReadTimeout, WriteTimeout, PeerClosed.
         """
 
     def tls(self) -> TlsInfo | None:

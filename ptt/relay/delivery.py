@@ -1,0 +1,207 @@
+"""The relay: one message to the recipients of one lane, and what became of each.
+
+``Relay.deliver`` finds the route, goes through the hosts until every recipient is settled or nothing is left to try,
+and answers with one outcome per recipient. It never raises for what a peer or the network does; an exception that
+leaves it is a fault of our own.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import gevent
+
+from ptt.config import Config
+from ptt.log import Log
+from ptt.message import Envelope
+from ptt.metrics import Counters
+from ptt.relay import mx
+from ptt.relay.attempt import Hands, Job, Outcomes, Wanted, attempt, compose
+from ptt.relay.connections import IdleConnections, Key
+from ptt.relay.outcome import Delivered, Failed, Outcome
+from ptt.relay.routing import Route, Router
+from ptt.relay.session import Connection, NoSession, Target, TlsUse, open_connection
+
+MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 4.5.3.1.8)
+KNOWN_SITES = 50_000  # lanes whose site is remembered: a name each, some 10 MB
+
+
+class Relay:
+    """The relay of one worker. ``rng``: for the order among equal MX hosts. ``clock``: monotonic seconds.
+
+    Raises OSError when a certificate or key cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        lookup: mx.Lookup,
+        log: Log,
+        counters: Counters,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.counters = counters
+        self.clock = clock
+        self.router = Router(config, lookup, rng or random.Random())  # noqa: S311  (load sharing, not a secret)
+        self.idle: IdleConnections[Connection] = IdleConnections(config.relay.idle_seconds)
+        self._hands = Hands(self._reuse, self._connect_and_converse, self.router.targets)
+        self._sites: OrderedDict[str, str] = OrderedDict()
+        self._reaper: gevent.Greenlet | None = None
+
+    def deliver(
+        self,
+        lane: str,
+        envelope: Envelope,
+        shown_id: str,
+        recipients: Sequence[Wanted],
+        content: Sequence[bytes],
+        before_final_dot: Callable[[], None],
+    ) -> Outcomes:
+        """Try to deliver. ``recipients``: (item id, recipient), all of the lane. ``content``: chunks, CRLF line ends.
+
+        ``before_final_dot`` is called right before the bytes leave after which the peer may have the message (once
+        for each transaction). Returns the outcome of each item.
+        """
+        job = Job(shown_id, lane, envelope, content, sum(map(len, content)), before_final_dot)
+        route = self.router.route(lane)
+        if not isinstance(route, Route):
+            self._log_attempt(job, [route], None, 0.0)
+            return {item: route for item, _ in recipients}
+        self._remember(lane, route.site)
+        outcomes: Outcomes = {}
+        for start in range(0, len(recipients), MAX_RECIPIENTS):
+            outcomes.update(attempt(route, job, recipients[start : start + MAX_RECIPIENTS], self._hands))
+        return outcomes
+
+    def site_of(self, lane: str) -> str | None:
+        """The site that the lane was found to belong to at its last delivery, None if that is not known."""
+        return self._sites.get(lane)
+
+    def reload(self) -> None:
+        """Read certificates and keys again. Raises OSError, and leaves what was in force."""
+        self.router.reload()
+        self._close_idle()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        if self._reaper is not None:
+            self._reaper.kill(block=False)
+            self._reaper = None
+        self._close_idle()
+
+    # -- what an attempt can do ------------------------------------------------------------------------------
+
+    def _reuse(self, route: Route, job: Job, wanted: Sequence[Wanted]) -> tuple[Target, Outcomes] | None:
+        key = self._key(route)
+        while (connection := self.idle.take(key, self.clock())) is not None:
+            outcomes = self._converse(connection, key, route, job, wanted)
+            if outcomes is not None:
+                return connection.target, outcomes
+        return None
+
+    def _connect_and_converse(
+        self, target: Target, route: Route, job: Job, wanted: Sequence[Wanted]
+    ) -> tuple[bool, Outcomes]:
+        began = self.clock()
+        try:
+            connection = self._open(target, route.use)
+        except NoSession as e:
+            self.counters.count("ptt_connections_total", "failed")
+            self._log_attempt(job, [e.outcome] * len(wanted), None, self.clock() - began)
+            return False, {item: e.outcome for item, _ in wanted}
+        self.counters.count("ptt_connections_total", connection.tls_name.partition(" ")[0] or "none")
+        outcomes = self._converse(connection, self._key(route), route, job, wanted)
+        return True, outcomes or {}
+
+    def _open(self, target: Target, use: TlsUse) -> Connection:
+        """A new connection; in clear after TLS failed, where that is allowed. Raises NoSession."""
+        try:
+            return open_connection(target, use, self.config.ehlo, self.config.relay)
+        except NoSession as e:
+            if use.required or not e.tls_failed:
+                raise
+            self.log.warning("TLS failed, going on without", peer=target.peer, reason=e.outcome.text)
+            return open_connection(target, TlsUse(None, required=False), self.config.ehlo, self.config.relay)
+
+    def _converse(
+        self, connection: Connection, key: Key, route: Route, job: Job, wanted: Sequence[Wanted]
+    ) -> Outcomes | None:
+        """Send the message; then keep or close the connection. None: it was dead, and nothing has happened."""
+        began = self.clock()
+        peer = connection.target.peer
+        try:
+            message, outcomes = compose(job, wanted, connection.client.capabilities, bool(route.use.roles), peer)
+            sent = None if message is None else connection.send(message, job.before_final_dot)
+        except ValueError as e:
+            connection.close()
+            return {item: Failed(str(e), "MAIL", peer, "5.1.3") for item, _ in wanted}
+        except BaseException:  # a fault of our own, or the end of this greenlet
+            connection.stream.close()
+            raise
+        self._keep(key, connection)
+        if sent is not None:
+            if sent.untouched:
+                return None
+            items = [item for item, _ in wanted if item not in outcomes]
+            outcomes.update(zip(items, sent.outcomes, strict=True))
+        self._log_attempt(job, list(outcomes.values()), connection, self.clock() - began)
+        return outcomes
+
+    # -- idle connections ------------------------------------------------------------------------------------
+
+    def _key(self, route: Route) -> Key:
+        return Key(route.site, "roles" if route.use.roles else self.config.relay.tls)
+
+    def _keep(self, key: Key, connection: Connection) -> None:
+        """Keep the connection for the next message if it is good for one, else close it."""
+        if not connection.reusable:
+            connection.close()
+            return
+        for surplus in self.idle.give(key, connection, self.clock()):
+            surplus.close()
+        if self._reaper is None:
+            self._reaper = gevent.spawn_later(self.config.relay.idle_seconds, self._reap)
+
+    def _reap(self) -> None:
+        for connection in self.idle.expired(self.clock()):
+            connection.close()
+        due = self.idle.next_expiry()
+        self._reaper = None if due is None else gevent.spawn_later(max(0.01, due - self.clock()), self._reap)
+
+    def _close_idle(self) -> None:
+        for connection in self.idle.clear():
+            connection.close()
+
+    # -- what is remembered and said -------------------------------------------------------------------------
+
+    def _remember(self, lane: str, site: str) -> None:
+        if self._sites.get(lane) != site:
+            self._sites[lane] = site
+            if len(self._sites) > KNOWN_SITES:
+                self._sites.popitem(last=False)
+
+    def _log_attempt(
+        self, job: Job, outcomes: Sequence[Outcome], connection: Connection | None, seconds: float
+    ) -> None:
+        """One line for each conversation, each host that could not be reached, each lane without a route."""
+        shown = next((o for o in outcomes if not isinstance(o, Delivered)), outcomes[0])
+        tls, reused = ("", False) if connection is None else (connection.tls_name, connection.messages > 1)
+        self.log.event(
+            "attempt",
+            id=job.id,
+            lane=job.lane,
+            peer=shown.peer,
+            tls=tls,
+            reused=reused,
+            recipients=len(outcomes),
+            delivered=sum(isinstance(o, Delivered) for o in outcomes),
+            phase=shown.phase,
+            reply=shown.text,
+            seconds=round(seconds, 4),
+        )

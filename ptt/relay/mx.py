@@ -1,0 +1,134 @@
+"""From a domain to the hosts that take its mail: RFC 5321 5.1, null MX (RFC 7505), address literals.
+
+``route`` asks the resolver that it is given; what it does with the answers is decided by the pure functions below it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import ipaddress
+import random
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ptt.dns.resolver import DnsError, NoData, NoSuchDomain
+from ptt.relay.outcome import Deferred, Failed
+
+MAX_HOSTS = 10  # of one domain; the rest would be tried after five dead addresses at the earliest: never
+MAX_SITE = 200  # characters of a site's name: it is a key in the queue process and in metrics of the operator
+
+
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")  # anything else would make the site's name ambiguous
+
+
+class Lookup(Protocol):
+    """What the relay needs of ``ptt.dns.resolver.Resolver``."""
+
+    def mx(self, name: str) -> list[tuple[int, str]]: ...
+
+    def addresses(self, host: str) -> list[str]: ...
+
+
+class Route(NamedTuple):
+    """Where a lane's mail goes: the hosts in the order to try them, and the name of the site that they are."""
+
+    hosts: tuple[str, ...]  # names, or one IP address
+    site: str
+
+
+def route(domain: str, lookup: Lookup, own_names: frozenset[str], rng: random.Random) -> Route | Deferred | Failed:
+    """The hosts for ``domain`` (or an address literal). ``own_names``: under which we ourselves may be an MX."""
+    if domain.startswith("["):
+        ip = literal(domain)
+        return Route((ip,), domain.lower()) if ip else Failed(f"{domain}: bad address literal", "DNS", "", "5.1.3")
+    try:
+        name = domain if domain.isascii() else domain.encode("idna").decode("ascii")
+        records = lookup.mx(name)
+    except (NoSuchDomain, UnicodeError) as e:
+        return Failed(f"{domain}: domain does not exist" if isinstance(e, UnicodeError) else str(e), "DNS", "", "5.1.2")
+    except NoData:
+        records = [(0, name)]  # the implicit MX
+    except DnsError as e:
+        return Deferred(str(e), "DNS", "", "4.4.3")
+    return choose(name, records, own_names, rng)
+
+
+def choose(
+    domain: str, records: Sequence[tuple[int, str]], own_names: frozenset[str], rng: random.Random
+) -> Route | Failed:
+    """Order MX records: by preference, at random among equals; ourselves and what is not better than us is cut."""
+    named = [(preference, host) for preference, host in records if host not in (".", "")]
+    if not named:
+        return Failed(f"{domain} accepts no mail (null MX)", "DNS", "", "5.1.10")
+    usable = [(preference, host) for preference, host in named if _HOST.fullmatch(host)]
+    if not usable:
+        return Failed(f"{domain}: the MX records name no host", "DNS", "", "5.4.4")
+    ours = min((preference for preference, host in usable if host in own_names), default=None)
+    if ours is not None:
+        usable = [(preference, host) for preference, host in usable if preference < ours]
+        if not usable:
+            return Failed(f"mail for {domain} loops back to this host", "DNS", "", "5.4.6")
+    ordered = sorted(usable, key=lambda record: (record[0], rng.random()))
+    hosts = tuple(dict.fromkeys(host for _, host in ordered))
+    return Route(hosts[:MAX_HOSTS], site_name(hosts))
+
+
+def host_addresses(host: str, lookup: Lookup) -> list[str]:
+    """The addresses of a host, which may be given as an address. Raises DnsError."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return ["127.0.0.1", "::1"]  # RFC 6761 6.3: never asked of DNS
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        return lookup.addresses(host)
+
+
+def site_name(hosts: Sequence[str]) -> str:
+    """One name for a set of MX hosts, whatever their order: domains with the same hosts are one site."""
+    name = ",".join(sorted(hosts))
+    if len(name) <= MAX_SITE:
+        return name
+    return f"{min(hosts)[:60]}+{hashlib.sha256(name.encode()).hexdigest()}"  # nobody can make another set fit
+
+
+def literal(domain: str) -> str | None:
+    """The IP address of an address literal (RFC 5321 4.1.3), ``[192.0.2.1]`` or ``[IPv6:...]``; None if it is none."""
+    text = domain.removeprefix("[").removesuffix("]")
+    if len(text) + 2 != len(domain) or "%" in text:
+        return None
+    try:
+        if text[:5].lower() == "ipv6:":
+            return str(ipaddress.IPv6Address(text[5:]))
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def is_public(ip: str) -> bool:
+    """May strangers make us connect to this address? False for private, loopback, link-local, multicast, reserved,
+    and for IPv6 forms that lead to such an IPv4 address.
+    """
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or _nat64(address)
+        if address.teredo is not None or (inner is not None and not is_public(str(inner))):
+            return False
+        if address.ipv4_mapped is not None:
+            return True
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _nat64(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address inside 64:ff9b::/96 (RFC 6052)."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
+
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

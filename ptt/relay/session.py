@@ -1,0 +1,285 @@
+"""One SMTP connection to a peer: opened with the TLS that its use demands, and driven through one message at a time.
+
+``open_connection`` and ``Connection.send`` are the loop between ``ClientSession`` (which knows SMTP) and ``Stream``
+(which knows time-outs); which host, how often, and what a reply means is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ptt.config import Relay as Settings
+from ptt.net.stream import MAX_READ, PeerClosed, ReadTimeout, Stream, StreamError, TlsFailed, connect
+from ptt.net.tls import peer_roles
+from ptt.relay.outcome import Deferred, Outcome, of_error, of_reply
+from ptt.smtp import (
+    NEED_DATA,
+    ClientEvent,
+    Closed,
+    FinalDot,
+    MailParams,
+    MessageDone,
+    ProtocolError,
+    RcptParams,
+    Ready,
+    Refused,
+    Result,
+    TlsReady,
+)
+from ptt.smtp.client import ClientSession
+
+OPENING_WAITS = 2
+"""The greeting and EHLO together may take so many times the time-out of a command: a peer that drips gains no more."""
+
+ENVELOPE_WAITS = 3
+"""As above for MAIL, up to 100 RCPT and DATA."""
+
+SMALL_MESSAGE = 64 * 1024
+"""Up to this size the content and its final dot leave in one write. The rest of a larger one leaves first."""
+
+LAST_WORDS_SECONDS = 0.5
+"""When a write fails: how long to wait for the reply that explains it (a 552 before the end of the content)."""
+
+
+class Target(NamedTuple):
+    """A host to connect to."""
+
+    host: str  # the name that TLS verifies
+    ip: str
+    port: int
+
+    @property
+    def peer(self) -> str:
+        """For logs, notes and bounces: "mx.example.org[192.0.2.1]:25"."""
+        return f"{self.host}[{self.ip}]:{self.port}"
+
+
+class TlsUse(NamedTuple):
+    """What a connection demands. ``context`` None: TLS is not used. ``required``: no mail without it."""
+
+    context: ssl.SSLContext | None
+    required: bool
+    roles: frozenset[str] = frozenset()  # the peer's certificate must name one of them; empty: not looked at
+
+
+class NoSession(Exception):
+    """The peer could not be brought to take a message. The outcome, of all recipients, is in ``outcome``."""
+
+    def __init__(self, outcome: Deferred, tls_failed: bool = False) -> None:
+        super().__init__(outcome.text)
+        self.outcome = outcome
+        self.tls_failed = tls_failed  # in the handshake: without TLS it might work
+
+
+class Message(NamedTuple):
+    """What one transaction sends."""
+
+    sender: str
+    recipients: Sequence[str]
+    content: Sequence[bytes]
+    mail: MailParams
+    rcpt: Sequence[RcptParams]
+    size: int
+
+
+class Sent(NamedTuple):
+    """What became of a transaction. ``outcomes``: one per recipient, in their order."""
+
+    outcomes: list[Outcome]
+    untouched: bool  # the connection was gone before the peer did anything: another one may be tried at once
+
+
+class Connection:
+    """An open session. Belongs to one greenlet at a time."""
+
+    __slots__ = ("client", "messages", "settings", "stream", "target", "tls_name")
+
+    def __init__(self, target: Target, stream: Stream, client: ClientSession, settings: Settings) -> None:
+        self.target = target
+        self.stream = stream
+        self.client = client
+        self.settings = settings
+        self.messages = 0  # sent before
+        info = stream.tls()
+        self.tls_name = f"{info.version} {info.cipher}" if info else ""
+
+    @property
+    def reusable(self) -> bool:
+        return self.client.reusable and self.messages < self.settings.messages_per_connection
+
+    def send(self, message: Message, before_final_dot: Callable[[], None]) -> Sent:
+        """One transaction. Never raises StreamError or ProtocolError; ValueError for an address that cannot be sent."""
+        client = self.client
+        client.send_message(message.sender, message.recipients, message.content, message.mail, message.rcpt)
+        error: StreamError | ProtocolError | None = None
+        event: ClientEvent | None = None
+        try:
+            event = self._transaction(message.size, before_final_dot)
+        except (StreamError, ProtocolError) as e:
+            error = e
+        reused = self.messages > 0
+        self.messages += 1
+        if isinstance(event, MessageDone):
+            outcomes = [of_reply(r.reply, r.phase, self.target.peer) for r in event.results]
+            return Sent(outcomes, reused and _said_goodbye(event.results))
+        if error is None:
+            error = PeerClosed(event.reason if isinstance(event, Closed) else f"unexpected {event}")
+        known = client.interrupted()
+        phase = client.phase
+        outcomes = [
+            of_reply(r.reply, r.phase, self.target.peer)
+            if r is not None
+            else of_error(error, phase, self.target.peer, client.final_dot)
+            for r in known
+        ]
+        untouched = reused and not client.final_dot and not any(known) and not isinstance(error, ReadTimeout)
+        return Sent(outcomes, untouched)
+
+    def close(self) -> None:
+        """Say QUIT if the session allows it, and close without waiting for the answer."""
+        with contextlib.suppress(StreamError):
+            if self.client.reusable:
+                self.client.quit()
+                self.stream.write(self.client.data_to_send(), 0.0)
+        self.stream.close()
+
+    def _transaction(self, size: int, before_final_dot: Callable[[], None]) -> ClientEvent:
+        settings = self.settings
+        event = self.next_event(settings.command_seconds, ENVELOPE_WAITS * settings.command_seconds)
+        if not isinstance(event, FinalDot):
+            return event
+        if size > SMALL_MESSAGE:
+            try:
+                self._write(settings.data_seconds)
+            except StreamError:
+                if (last := self._last_words()) is None:
+                    raise
+                return last
+        before_final_dot()
+        return self.next_event(settings.final_dot_seconds, settings.final_dot_seconds, settings.data_seconds)
+
+    def next_event(self, timeout: float, limit: float, write_timeout: float | None = None) -> ClientEvent:
+        """The session's next event. ``timeout``: seconds for each read; ``limit``: for all of them together.
+
+        Raises StreamError, ProtocolError.
+        """
+        client, stream = self.client, self.stream
+        deadline = 0.0
+        while True:
+            event = client.next_event()
+            if event is not NEED_DATA:
+                return event
+            self._write(write_timeout or timeout)
+            now = time.monotonic()
+            if not deadline:
+                deadline = now + limit
+                client.receive_data(stream.read(MAX_READ, timeout))
+            else:
+                client.receive_data(stream.read(MAX_READ, min(timeout, max(deadline - now, 0.0))))
+
+    def _write(self, timeout: float) -> None:
+        """Write what is to be sent; a large content in blocks, each with the time-out (RFC 5321 4.5.3.2.5)."""
+        for piece in self.client.pieces_to_send():
+            if len(piece) <= SMALL_MESSAGE:
+                self.stream.write(piece, timeout)
+                continue
+            for start in range(0, len(piece), SMALL_MESSAGE):
+                self.stream.write(piece[start : start + SMALL_MESSAGE], timeout)
+
+    def _last_words(self) -> MessageDone | None:
+        """The content could not be written to its end: the peer may have said why before it closed."""
+        try:
+            data = self.stream.read(MAX_READ, LAST_WORDS_SECONDS)
+        except StreamError:
+            return None
+        if not data:
+            return None
+        self.client.receive_data(data)
+        event = self.client.next_event()
+        return event if isinstance(event, MessageDone) else None
+
+
+def _said_goodbye(results: Sequence[Result]) -> bool:
+    """Was the message met with 421 at once? The peer had closed the idle connection and says so only now."""
+    return all(r.reply.code == 421 and r.phase in ("MAIL", "RSET") for r in results)
+
+
+def open_connection(target: Target, use: TlsUse, ehlo: str, settings: Settings) -> Connection:
+    """Connect, greet, start TLS as ``use`` demands. Raises NoSession."""
+    phase = "connect"
+    client = ClientSession(ehlo)
+    stream: Stream | None = None
+    try:
+        stream = connect(target.ip, target.port, settings.connect_seconds)
+        connection = Connection(target, stream, client, settings)
+        _hello(connection)
+        if use.context is not None and client.capabilities.starttls:
+            phase = "STARTTLS"
+            connection = _encrypt(connection, use.context, settings)
+            stream = connection.stream
+        if use.required:
+            phase = "TLS"
+            _check(connection, use)
+    except (StreamError, ProtocolError) as e:
+        if stream is not None:
+            stream.close()
+        shown = phase if phase != "connect" or stream is None else client.phase
+        raise NoSession(of_error(e, shown, target.peer), tls_failed=shown in ("STARTTLS", "TLS")) from e
+    except BaseException:  # also NoSession from below, and the end of this greenlet
+        if stream is not None:
+            stream.close()
+        raise
+    return connection
+
+
+def _hello(connection: Connection) -> None:
+    """Wait until the session is ready. Raises NoSession when the peer does not want us."""
+    timeout = connection.settings.command_seconds
+    event = connection.next_event(timeout, OPENING_WAITS * timeout)
+    if isinstance(event, Ready):
+        return
+    reply, phase = None, connection.client.phase
+    if isinstance(event, Refused):
+        reply, phase = event.reply, event.phase
+    elif isinstance(event, Closed):
+        reply = event.reply
+    if reply is None:
+        raise PeerClosed(event.reason if isinstance(event, Closed) else f"unexpected {event}")
+    outcome = of_reply(reply, phase, connection.target.peer)
+    raise NoSession(Deferred(outcome.text, phase, outcome.peer, "4.3.0" if reply.permanent else "4.3.2", reply=True))
+
+
+def _encrypt(connection: Connection, context: ssl.SSLContext, settings: Settings) -> Connection:
+    """STARTTLS if the peer agrees, else the connection as it was. Raises StreamError, ProtocolError, NoSession."""
+    client = connection.client
+    client.start_tls()
+    event = connection.next_event(settings.command_seconds, OPENING_WAITS * settings.command_seconds)
+    if not isinstance(event, TlsReady):
+        if isinstance(event, Closed):
+            raise PeerClosed(event.reason)
+        return connection  # TlsRefused: whether that will do is the caller's concern
+    host = connection.target.host
+    stream = connection.stream.start_tls(context, settings.command_seconds, server_side=False, server_hostname=host)
+    try:
+        client.tls_started()
+        encrypted = Connection(connection.target, stream, client, settings)
+        _hello(encrypted)
+    except BaseException:
+        stream.close()
+        raise
+    return encrypted
+
+
+def _check(connection: Connection, use: TlsUse) -> None:
+    """Raises TlsFailed unless the connection is what ``use`` demands."""
+    info = connection.stream.tls()
+    if info is None:
+        raise TlsFailed(f"{connection.target.peer} does not offer TLS, which is required")
+    if use.roles:
+        roles = peer_roles(info.certificate) if info.certificate else frozenset()
+        if not roles & use.roles:
+            raise TlsFailed(f"the certificate of {connection.target.peer} does not name the role that is expected")
