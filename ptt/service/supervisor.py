@@ -108,6 +108,7 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, keep it running until a signal, stop it. Returns the exit code."""
         self._catch_signals()
+        self.watchdog.start()
         try:
             while not self.stopping:
                 self._start_due()
@@ -212,7 +213,6 @@ class Supervisor:
     def _announce(self) -> None:
         if not self.announced and all(running.ready for running in self.running):
             self.announced = True
-            self.watchdog.start()
             with contextlib.suppress(OSError):
                 sys.stdout.write("ptt: ready\n")
                 sys.stdout.flush()
