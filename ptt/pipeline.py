@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import gevent
 import gevent.pool
+import msgspec
 from ptt_queue.types import GroupLimit, NewMessage, NewTask, PutResult, Settle, Task
 
 from ptt import plan
@@ -230,22 +231,20 @@ class Pipeline:
     ) -> tuple[NewMessage, bytes] | None:
         """The bounce as a new message; None for mail that has no sender (RFC 5321 6.1)."""
         shown = show_id(task.message)
-        if not envelope.sender or envelope.bounce:
+        now = self.now_ms()
+        pairs = [(f.recipient, f.outcome) for f in failures]
+        made = bounce(envelope, shown, pairs, b"".join(content), self.config.hostname, now)
+        if made is None:
             self.counters.count("ptt_bounces_total", "discarded")
             for failure in failures:
                 self.log.warning("bounce not sent", id=shown, to=failure.recipient.address, reason=failure.outcome.text)
             return None
-        now = self.now_ms()
-        pairs = [(f.recipient, f.outcome) for f in failures]
-        new_envelope, recipient, body = bounce(envelope, shown, pairs, b"".join(content), self.config.hostname, now)
-        domain = self.signing_domain(self.config.hostname)
-        new_envelope = Envelope(
-            sender="", received=now, signing_domain=domain, eightbit=new_envelope.eightbit, bounce=True
-        )
+        about, recipient, body = made
+        about = msgspec.structs.replace(about, signing_domain=self.signing_domain(self.config.hostname))
         id = new_id(now)
         self.counters.count("ptt_bounces_total", "failure")
         self.log.event("bounced", id=shown, bounce=show_id(id), to=envelope.sender, recipients=len(failures))
-        return plan.new_message(id, new_envelope, [recipient], len(body), self.config, now), body
+        return plan.new_message(id, about, [recipient], len(body), self.config, now), body
 
     def _count(self, task: Task, outcomes: dict[int, Outcome], now: int) -> None:
         names = {Delivered: "delivered", Deferred: "deferred", Failed: "failed"}
