@@ -5,6 +5,7 @@ Credentials are files in one directory (``config.directory.credentials``), laid 
     .ssh/id                  private key without passphrase (OpenSSH or PEM form), for ssh://
     .ssh/known_hosts         the host keys that are trusted, for ssh://
     https                    one line, USER:PASSWORD (or a token as password), for https://
+    ca.pem                   further certificate authorities that are trusted, for https://
 
 Calls block, on the network too: the control process makes them in a thread of their own.
 """
@@ -90,8 +91,8 @@ def push(repository: Repository, url: str, credentials: str, commit: str) -> Non
 
 def _fetch(repository: Repository, url: str, credentials: str) -> str:
     """The commit at the remote's branch, "" if it has none; its objects are here afterwards."""
-    remote = _anonymous(repository, url, credentials)
     try:
+        remote = _anonymous(repository, url, credentials)
         if INCOMING_REF in repository.git.references:
             repository.git.references.delete(INCOMING_REF)  # else a branch deleted there would look unchanged
         remote.fetch(
@@ -114,6 +115,9 @@ def _anonymous(repository: Repository, url: str, credentials: str) -> pygit2.Rem
     pygit2.settings.server_connect_timeout = CONNECT_MS
     pygit2.settings.server_timeout = SERVER_MS
     pygit2.settings.homedir = credentials  # where libgit2 looks for .ssh/known_hosts
+    authorities = os.path.join(credentials, "ca.pem")
+    if os.path.exists(authorities):
+        pygit2.settings.ssl_cert_file = authorities  # libgit2 adds them to those of the system
     return repository.git.remotes.create_anonymous(url)
 
 

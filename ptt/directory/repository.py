@@ -79,7 +79,7 @@ class Repository:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from fetching, pushing and committing here. Raises RepositoryError after LOCK_SECONDS."""
+        """Keep other processes from fetching, pushing and committing here. Raises RepositoryError in LOCK_SECONDS."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             deadline = time.monotonic() + LOCK_SECONDS
