@@ -151,6 +151,7 @@ class Queue:
         Raises StoreBroken. A session that broke the protocol has ``broken`` set: its connection is to be closed.
         """
         self.leasing.dispatcher.wake(now)
+        alone = len(arrived) == 1 and now < self._retry_at  # nothing else is in the group
         try:
             return self._group(arrived, now)
         except lmdb.PanicError as e:
@@ -160,7 +161,7 @@ class Queue:
             self._retry_at = now + RETRY_MS
             if not arrived:
                 return []
-            if len(arrived) == 1:
+            if alone:
                 return self.requests.fail(*arrived[0][:2], str(e))
         sent: list[Sent] = []
         for one in arrived:
