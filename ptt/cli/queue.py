@@ -125,7 +125,7 @@ def line(row: Row) -> str:
         f"<{clean(row.sender)}> -> {clean(to)}  [{clean(row.lane)}]{maybe}"
     )
     for reply in row.replies[:1]:
-        text += f"\n{'':20}  {clean(reply['peer'])}: {clean(reply['text'])}"
+        text += f"\n{'':20}  {clean(reply['peer'] or reply['phase'])}: {clean(reply['text'])}"
     return text
 
 
@@ -217,9 +217,9 @@ def details(row: Row) -> str:
     replies = fields.pop("replies")
     text = [f"{name:<16} {clean(', '.join(v) if isinstance(v, list) else str(v))}" for name, v in fields.items()]
     for reply in replies:
-        concerned = ", ".join(reply["recipients"])
+        concerned = clean(", ".join(reply["recipients"]))
         text.append(
-            f"{'reply':<16} {clean(reply['peer'])} ({reply['phase']}): {clean(reply['text'])} [{clean(concerned)}]"
+            f"{'reply':<16} {clean(reply['peer'] or 'here')} ({reply['phase']}): {clean(reply['text'])} [{concerned}]"
         )
     return "\n".join(text) + "\n"
 

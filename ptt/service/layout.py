@@ -103,7 +103,7 @@ def bind_all(config: Config) -> Sockets:
     bound: list[socket.socket] = []
     try:
         for listen in config.listen:
-            _tcp(listen.address, alone=True).close()  # SO_REUSEPORT would share the port with another service of ours
+            try_address(listen.address)  # SO_REUSEPORT would share the port with another service of ours
         rows = []
         for _ in range(config.workers):
             row = [_tcp(listen.address, alone=False) for listen in config.listen]
@@ -117,6 +117,11 @@ def bind_all(config: Config) -> Sockets:
         for sock in bound:
             sock.close()
         raise
+
+
+def try_address(address: str) -> None:
+    """Could we listen there? Raises LayoutError."""
+    _tcp(address, alone=True).close()
 
 
 def _tcp(address: str, *, alone: bool) -> socket.socket:

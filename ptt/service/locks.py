@@ -35,6 +35,23 @@ def _lock(config: Config, name: str) -> int | None:
     return fd
 
 
+def held(config: Config) -> bool:
+    """Does a service run in this directory?"""
+    try:
+        fd = os.open(os.path.join(config.run, SUPERVISOR_LOCK), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:  # not ours to look at: somebody else's service, or its remains
+        return state.read(config) is not None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def take_locks(config: Config) -> tuple[int, int]:
     """The two locks of run/. Waits for the processes of a supervisor that was killed. Raises RunningError."""
     if (own := _lock(config, SUPERVISOR_LOCK)) is None:
