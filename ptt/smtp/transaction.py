@@ -54,7 +54,6 @@ class Transaction:
         """The reply holds for every recipient that has no result yet."""
         result = Result(reply, phase)
         self.results = [known or result for known in self.results]
-        self.accepted.clear()
 
     def answer_rcpt(self, index: int, reply: Reply) -> None:
         if self.results[index] is not None:  # MAIL was refused: what is said of RCPT then means nothing

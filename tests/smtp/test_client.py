@@ -400,6 +400,7 @@ def test_an_early_success_is_a_lie(wire: bytes) -> None:
         b"250 " + b"x" * 2100,
         b"250 " + b"x" * 2100 + b"\r\n",
         b"250-x\r\n" * 5000,
+        b"250-x\r\n" * 5000 + b"250 x\r\n",
         b"250\xc2\xa0ok\r\n",
     ],
     ids=lambda b: repr(b[:20]),

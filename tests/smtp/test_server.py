@@ -107,6 +107,21 @@ def test_idle_commands_are_counted(serve: Callable[..., Any]) -> None:
     assert served.events == [Closed("too many idle commands")]
 
 
+def test_a_message_starts_the_counts_anew(serve: Callable[..., Any]) -> None:
+    config = ServerConfig("mx.example.org", max_recipients=2)
+    message = b"MAIL FROM:<a@b.org>\r\n" + b"RCPT TO:<c@d.org>\r\n" * 2 + b"DATA\r\nx\r\n.\r\n"
+    wire = b"EHLO c\r\n" + (message + b"NOOP\r\n" * MAX_IDLE_COMMANDS) * 2 + b"QUIT\r\n"
+    replies = codes(serve([wire], config).output)
+    assert replies.count("250 2.1.5") == 4
+    assert replies[-1] == "221 2.0.0"
+
+
+@pytest.mark.parametrize("response", [b"\0u", b"\0u\0p\0x", b"\0\0p", b"\0u\0", b"\0u\0\xff", b"\0u\0" + b"p" * 1025])
+def test_what_is_no_plain_response(response: bytes, feed_all_ways: Callable[..., Any]) -> None:
+    wire = b"EHLO c\r\nAUTH PLAIN " + base64.b64encode(response)[:1900] + b"\r\n"
+    assert codes(feed_all_ways(wire, tls=True).output)[-1] == "501 5.5.2"
+
+
 def test_failed_authentications_end_the_session(serve: Callable[..., Any]) -> None:
     wrong = b"AUTH PLAIN " + base64.b64encode(b"\0u\0wrong") + b"\r\n"
     served = serve([b"EHLO c\r\n" + wrong * 10], tls=True)
