@@ -62,11 +62,17 @@ class Sandbox:
     """``directory`` is created when it is not there. ``start`` to ``stop``; use it as a context manager."""
 
     def __init__(
-        self, directory: pathlib.Path, pool: int = 2, retry_seconds: float = 5.0, domain: str = DOMAIN
+        self,
+        directory: pathlib.Path,
+        pool: int = 2,
+        retry_seconds: float = 5.0,
+        domain: str = DOMAIN,
+        usual_ports: bool = False,
     ) -> None:
         self.directory = directory
         self.pool = pool
         self.domain = domain
+        self.usual_ports = usual_ports  # those of the first configuration, where they are free; else any
         self.user = f"first@{domain}"
         self.retry_seconds = retry_seconds  # a stand-in for the Internet needs no five minutes
         self.file = directory / "ptt.toml"
@@ -127,6 +133,8 @@ class Sandbox:
         retry["first_seconds"] = self.retry_seconds
 
     def _usable(self, address: str) -> str:
+        if not self.usual_ports:
+            return f"127.0.0.1:{free_port()}"
         if _is_free(address):
             return address
         replacement = f"127.0.0.1:{free_port()}"

@@ -86,7 +86,7 @@ def tell(line: dict[str, Any], waiting: bool) -> bool:
     elif event == "signed":
         say(f"  signed     for {line.get('domain')} with selector {', '.join(line.get('selectors', []))}")
     elif event == "attempt":
-        where = f"{line.get('mx')} [{line.get('peer')}], {line.get('tls') or 'no TLS'}"
+        where = f"{line.get('peer')}, {line.get('tls') or 'no TLS'}"
         say(f"  {line.get('outcome'):<10} to {where}: {line.get('reply')}")
     return waiting
 
@@ -129,7 +129,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with Sandbox(directory) as sandbox:
+        with Sandbox(directory, usual_ports=True) as sandbox:
             say(f"PTT: preparing {directory}")
             sandbox.prepare()
             for taken, free in sandbox.replaced:

@@ -81,8 +81,9 @@ def pids(sandbox: Sandbox) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {"supervisor": [sandbox.pid_of("service")]}
     with contextlib.suppress(OSError, ValueError):
         state = json.loads((pathlib.Path(sandbox.config.run) / "supervisor.json").read_text())
-        for name, entry in state["processes"].items():
-            found.setdefault(name.partition(".")[0], []).append(entry["pid"])
+        for process in state["processes"]:
+            if process["pid"]:
+                found.setdefault(process["kind"], []).append(process["pid"])
     return found
 
 

@@ -93,6 +93,8 @@ def make_service(directory: pathlib.Path) -> Iterator[Callable[..., Real]]:
     yield make
     for service in made:
         service.stop()
+        if service.log.exists():  # pytest shows it when the test failed
+            print("".join(service.log.read_text().splitlines(keepends=True)[-40:]))
 
 
 def use_peers(document: Any, named: Any, resolver: str, mx_port: int) -> None:

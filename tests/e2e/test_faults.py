@@ -29,7 +29,7 @@ def mail(token: str, sender: str = "first@example.test") -> bytes:
 
 def processes(service: Any, kind: str) -> list[int]:
     state = json.loads((pathlib.Path(service.config.run) / "supervisor.json").read_text())
-    return [p["pid"] for name, p in state["processes"].items() if name.partition(".")[0] == kind]
+    return [p["pid"] for p in state["processes"] if p["kind"] == kind]
 
 
 def arrived(postfix_mx: Any, token: str) -> bool:

@@ -165,7 +165,10 @@ class PostfixMx(Postfix):
         def found() -> list[bytes]:
             return [m for m in self.messages() if text in m]
 
-        wait_until(lambda: len(found()) >= count, f"delivery of {count} message(s) with {text!r}", seconds)
+        try:
+            wait_until(lambda: len(found()) >= count, f"delivery of {count} message(s) with {text!r}", seconds)
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n{self.log[-3000:]}") from e
         return found()
 
     def clear(self) -> None:

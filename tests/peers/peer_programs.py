@@ -6,8 +6,9 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -88,14 +89,16 @@ def program() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def peer_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathlib.Path]:
-    """A function: a new directory that other users may enter."""
+def peer_dir() -> Iterator[Callable[[str], pathlib.Path]]:
+    """A function: a new directory that other users may enter (pytest closes its own to them at each start)."""
+    made: list[pathlib.Path] = []
 
     def make(name: str) -> pathlib.Path:
-        path = tmp_path_factory.mktemp(name)
-        for folder in (path, *path.parents):
-            if folder.name.startswith("pytest-") or folder == path:
-                folder.chmod(0o755)
+        path = pathlib.Path(tempfile.mkdtemp(prefix=f"ptt-peer-{name}-"))
+        path.chmod(0o755)
+        made.append(path)
         return path
 
-    return make
+    yield make
+    for path in made:
+        shutil.rmtree(path, ignore_errors=True)
