@@ -196,6 +196,7 @@ class Relay:
             "attempt",
             id=job.id,
             lane=job.lane,
+            outcome=type(shown).__name__.lower(),
             peer=shown.peer,
             tls=tls,
             reused=reused,

@@ -31,8 +31,8 @@ NEXT_ROLES: dict[str, frozenset[str]] = {
 }
 """Own role -> the roles of which the certificate of a next hop must name one."""
 
-MAX_CHARS = 1500
-"""Of the encoded value: with a path of 256 octets and the other parameters the command stays below 2,048."""
+MAX_CHARS = 1400
+"""Of the encoded value: with a path of 256 octets and all other parameters the command stays below 2,048."""
 
 _BAD = Reply(501, "5.5.4", f"Bad value of parameter {KEYWORD}")
 

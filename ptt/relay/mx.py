@@ -59,6 +59,8 @@ def choose(
     domain: str, records: Sequence[tuple[int, str]], own_names: frozenset[str], rng: random.Random
 ) -> Route | Failed:
     """Order MX records: by preference, at random among equals; ourselves and what is not better than us is cut."""
+    if len(records) == 1 and (host := records[0][1]) not in own_names and _HOST.fullmatch(host):
+        return Route((host,), site_name((host,)))  # what most domains have, without the work for the others
     named = [(preference, host) for preference, host in records if host not in (".", "")]
     if not named:
         return Failed(f"{domain} accepts no mail (null MX)", "DNS", "", "5.1.10")

@@ -26,7 +26,8 @@ class Capabilities:
             earlier = self.keywords.get(keyword)
             self.keywords[keyword] = f"{earlier} {value}" if earlier and keyword == "AUTH" else value
         self.pipelining = "PIPELINING" in self.keywords
-        self.mail = frozenset(k for k, needs in _MAIL_NEEDS.items() if needs in self.keywords)  # usable parameters
+        further = self.keywords.keys() - _MAIL_NEEDS.keys()  # MailParams.extra: parameters named like their keyword
+        self.mail = frozenset(k for k, needs in _MAIL_NEEDS.items() if needs in self.keywords) | further
         self.rcpt = frozenset(k for k, needs in _RCPT_NEEDS.items() if needs in self.keywords)
 
     def __contains__(self, keyword: str) -> bool:
