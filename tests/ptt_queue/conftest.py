@@ -9,7 +9,7 @@ import time
 
 import pytest
 from ptt_queue.client import QueueClient
-from ptt_queue.testing import LIMIT, InProcess
+from ptt_queue.in_process import LIMIT, InProcess
 
 
 class Process:

@@ -6,11 +6,12 @@ import lmdb
 import msgspec
 import pytest
 from ptt_queue import keys, protocol
+from ptt_queue.in_process import SETTINGS, InProcess
 from ptt_queue.protocol import PART_BYTES, PART_CHUNKS, Frames
 from ptt_queue.queue import Settings
 from ptt_queue.session import Session
-from ptt_queue.testing import HOUR, SETTINGS, InProcess, new_message, now_ms
-from ptt_queue.types import GroupLimit, Item, NewTask, PutResult, Refusal, Settle, SettleResult, State
+from ptt_queue.testing import HOUR, new_message, now_ms
+from ptt_queue.types import GroupLimit, Item, NewTask, PutResult, Refusal, Settle, SettleResult, State, Task
 
 CLIENT = b"c" * 16
 
@@ -169,6 +170,19 @@ def test_a_task_is_claimed_by_one(in_process):
     assert Raw(in_process, held=claim).welcome.granted == [False]
 
 
+def test_lease_whose_answer_was_lost_is_not_maybe(in_process):
+    raw = Raw(in_process)
+    raw.put(5, new_message(), lease=False)
+    in_process.queue.execute([(raw.session, protocol.Lease(6, 1, [2], 0), b"")], in_process.now())
+    in_process.restart()
+    raw = Raw(in_process)  # it is back, and claims nothing
+    (task,) = raw.ask(protocol.Lease(7, 1, [2], 0), list[Task])
+    assert not task.maybe
+    in_process.restart()
+    (task,) = Raw(in_process, b"o" * 16).ask(protocol.Lease(7, 1, [2], 0), list[Task])  # now its client is gone
+    assert task.maybe
+
+
 def test_the_same_client_twice_ends_the_old_connection(in_process):
     old = Raw(in_process)
     message = new_message()
@@ -218,6 +232,7 @@ def test_one_that_cannot_be_written_takes_no_other_with_it(in_process, monkeypat
     assert len(settle_everything(in_process)) == 5
 
 
+@pytest.mark.slow
 def test_commit_that_fails_undoes_all_in_memory(in_process, monkeypatch):
     from ptt_queue.store import Transaction
 
@@ -426,6 +441,7 @@ def test_clock_that_is_set(tmp_path, step):
     subject.close()
 
 
+@pytest.mark.slow
 def test_many_lanes_in_little_memory(tmp_path):
     """Lanes that do not fit are found again by skipping, also after a start; held ones are not in the way."""
     time = [1_800_000_000.0]
@@ -436,12 +452,12 @@ def test_many_lanes_in_little_memory(tmp_path):
             msgspec.structs.replace(
                 new_message(), tasks=[NewTask(2, f"lane{n}", [], 0, state=State.HELD if n % 10 == 9 else State.WAITING)]
             )
-            for n in range(300)
+            for n in range(120)
         ]
         client.put_all([(m, b"body") for m in messages], lease=False)
         assert len(subject.queue.leasing.dispatcher.lanes) == 20
         seen = set()
-        for half in (100, 270):
+        for half in (50, 108):
             while len(seen) < half:
                 for task in client.lease(10, [2]):
                     assert task.lane not in seen
@@ -450,10 +466,10 @@ def test_many_lanes_in_little_memory(tmp_path):
                 time[0] += 0.5
                 assert len(subject.queue.leasing.dispatcher.lanes) <= 20
                 assert time[0] < 1_800_000_000 + 3000
-            if half == 100:
+            if half == 50:
                 subject.restart()
         assert client.lease(1, [2]) == []
-        assert subject.queue.stats().messages == 30
+        assert subject.queue.stats().messages == 12
     subject.close()
 
 

@@ -9,5 +9,5 @@
 ``queue``       all of it joined: executes groups of requests, each as one transaction
 ``protocol``    frames and requests (sans-IO); ``link`` the client's side (sans-IO)
 ``server``      the process's loop; ``client`` a blocking client; ``offline`` a store whose owner is stopped
-``testing``     the conformance suite of the interface
+``in_process``  a queue without a process; ``testing`` the conformance suite of the interface
 """

@@ -1,14 +1,16 @@
 """Leases: who gets a task, what the store says of it meanwhile, and what becomes of it when its holder goes.
 
-While a task is leased, the value in the index bears the epoch (the life of the queue process) of the lease. So
-after the death of the queue process, a task whose value bears an earlier epoch had an attempt of unknown outcome:
-it is handed out with ``maybe``. A lease that ends without being settled clears the value, and is ``maybe`` only if
-its final dot may have left (``marked``) or it was so before.
+While a task is leased, the value in the index bears the epoch (the life of the queue process) and the client of the
+lease. So after the death of the queue process, a task whose value bears an earlier epoch had an attempt of unknown
+outcome: it is handed out with ``maybe``, unless its client came back and did not claim it (then the answer that
+leased it was lost, and nobody began). A lease that ends without being settled clears the value, and is ``maybe``
+only if its final dot may have left (``marked``) or it was so before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -16,9 +18,11 @@ from ptt_queue import keys
 from ptt_queue.dispatcher import Dispatcher, Group, Lane
 from ptt_queue.protocol import Claim, Granted
 from ptt_queue.session import Batch, Lease, Session
-from ptt_queue.store import MessageRecord
+from ptt_queue.store import LEASED, MessageRecord
 from ptt_queue.types import NewTask, State, Task
 
+TAG_BYTES = 8  # of a client's id
+MAX_CAME_BACK = 100_000  # beyond that the answer is the careful one
 QUANTUM = 4  # tasks of one lane in one turn
 LOOK_MOST = 1000  # lanes looked at for one answer: some may have nothing ready after all
 FLUSH_MOST = 500  # ended leases written in one transaction
@@ -36,6 +40,7 @@ class Leasing:
         self.epoch = epoch
         self.leases: dict[bytes, Lease] = {}
         self.returned: dict[bytes, tuple[bytes, bool]] = {}  # key -> (index key, maybe): to be written
+        self.came_back: set[bytes] = set()  # tags of clients that said hello in this epoch, with their claims
         self._turn = 0
         self._sweep: bytes | None = b""  # where the sweep goes on; None: done
         self._sweep_at = now
@@ -106,29 +111,41 @@ class Leasing:
         if message is None or task is None:
             txn.set_aside(index_key)
             return None
-        value = txn.lease_value(index_key)
-        unknown = value is not None and value[0] != self.epoch
-        maybe = task.maybe or unknown or self.returned.get(key, (b"", False))[1]
+        maybe = task.maybe or self._unknown(batch, key, index_key)
         lease = Lease(session, key, index_key, message.size, maybe)
         if group:
             self.dispatcher.acquire(group, batch.now)
             lease.token = group
-        self._hold(batch, lease, task.then, born=False)
+        self._hold(batch, lease, task.then)
         return as_task(id, number, task, message, maybe, lease.then is not None)
 
-    def _hold(self, batch: Batch, lease: Lease, then: str, born: bool) -> None:
+    def welcome(self, batch: Batch, session: Session) -> None:
+        """A client's hello, before its claims."""
+        tag = session.client[:TAG_BYTES]
+        session.lease_value = LEASED.pack(self.epoch, tag)
+        if session.wants_leases and len(self.came_back) < MAX_CAME_BACK:
+            batch.committed.append(partial(self.came_back.add, tag))
+
+    def _unknown(self, batch: Batch, key: bytes, index_key: bytes) -> bool:
+        """Did the last lease of this task end in a way that nobody knows?"""
+        if key in self.returned:
+            return self.returned[key][1]
+        value = batch.txn.lease_value(index_key)
+        return value is not None and value[0] != self.epoch and value[1] not in self.came_back
+
+    def _hold(self, batch: Batch, lease: Lease, then: str) -> None:
         if then:
             group = self.dispatcher.group_of(then)
             if self.dispatcher.acquire(group, batch.now, fresh=True):
                 lease.then = group
         self.leases[lease.key] = lease.session.leases[lease.key] = lease
         batch.granted.append(lease)
-        batch.txn.set_lease(lease.index_key, batch.txn.leased_value(born))
+        batch.txn.set_lease(lease.index_key, lease.session.lease_value)
 
     def birth(
         self, batch: Batch, session: Session, key: bytes, index_key: bytes, task: NewTask, size: int
     ) -> Lease | None:
-        """Lease a task that is being stored, if it is due and there is a token. The caller stores ``leased_value``."""
+        """Lease a task that is being stored, if it is due and there is a token. The caller stores its value."""
         if task.state is not State.WAITING or task.due > batch.now:
             return None
         lease = Lease(session, key, index_key, size, task.maybe)
@@ -160,14 +177,12 @@ class Leasing:
                 continue
             number = keys.split_record_key(key)[1]
             index_key = keys.index_key(task.stage, task.state, task.lane, message.priority, task.due, id, number)
-            value = batch.txn.lease_value(index_key)
-            unknown = value is not None and value[0] != self.epoch and not value[1]
-            maybe = task.maybe or unknown or self.returned.get(key, (b"", False))[1]
+            maybe = task.maybe or self._unknown(batch, key, index_key)
             lease = self.birth(batch, session, key, index_key, task, message.size)
             if lease is None:
                 continue
             lease.waited, lease.maybe = True, maybe
-            batch.txn.set_lease(index_key, batch.txn.leased_value(born=True))
+            batch.txn.set_lease(index_key, session.lease_value)
             granted.append(Granted(index, number, lease.then is not None, maybe))
         return granted
 
@@ -189,7 +204,7 @@ class Leasing:
         if claim.then:
             lease.then = self.dispatcher.group_of(claim.then)
             self.dispatcher.take(lease.then)
-        self._hold(batch, lease, "", born=False)
+        self._hold(batch, lease, "")
         return True
 
     # -- ends ----------------------------------------------------------------------------------------------------

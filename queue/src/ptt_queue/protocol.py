@@ -214,7 +214,7 @@ def parse_request(control: bytes) -> Request:
     try:
         request: Request = _decode_request(control)
         return request
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:  # ValueError: a text that is no UTF-8
         raise ProtocolError(f"no request: {e}") from e
 
 
@@ -222,7 +222,7 @@ def parse_answer(control: bytes) -> Answer:
     """Raises ProtocolError."""
     try:
         return _decode_answer(control)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:  # ValueError: a text that is no UTF-8
         raise ProtocolError(f"no answer: {e}") from e
 
 

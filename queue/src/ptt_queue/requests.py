@@ -69,8 +69,9 @@ class Requests:
                 self.leave(other, batch.now)
         record = self.clients.get(request.client) or batch.txn.client(request.client)
         self.clients[request.client] = record = record or ClientRecord(0, {}, batch.now)
-        granted = [self.leasing.claim(batch, session, claim) for claim in request.held]
         session.client, session.wants_leases = request.client, request.leases
+        self.leasing.welcome(batch, session)
+        granted = [self.leasing.claim(batch, session, claim) for claim in request.held]
         batch.aborted.append(partial(setattr, session, "client", b""))
         batch.answers.append((session, (frame_answer(request.number, Welcome(VERSION, granted, record.last)),)))
 
@@ -213,7 +214,7 @@ class Requests:
             key = index_key[-keys.TASK_BYTES :]
             held = self.leasing.birth(batch, session, key, index_key, task, size) if lease else None
             if held is not None:
-                txn.add_task(key, index_key, task, txn.leased_value(born=True))
+                txn.add_task(key, index_key, task, session.lease_value)
                 granted.append(Granted(index, keys.split_record_key(key)[1], held.then is not None, held.maybe))
             else:
                 txn.add_task(key, index_key, task)

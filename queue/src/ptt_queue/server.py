@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ptt_queue.errors import ProtocolError
-from ptt_queue.protocol import Frames, parse_request
+from ptt_queue.protocol import Body, Frames, GetList, GetShow, Request, parse_request
 from ptt_queue.queue import Arrived, Queue
 from ptt_queue.session import Sent, Session
 
 RECV_BYTES = 256 * 1024
 MAX_GROUP_BYTES = 8 * 1024 * 1024  # read for one group: what is left waits in the sockets
 MAX_OUT_BYTES = 8 * 1024 * 1024  # answers that a client has not read; above, nothing more is read from it
+MAX_LARGE = 4  # requests of one client in one group whose answer may have a MiB
 SOCKET_BYTES = 1024 * 1024  # buffer of each connection, as far as the kernel allows
 MAX_CONNECTIONS = 1024
 MAX_POLL_SECONDS = 1.0
@@ -33,12 +34,13 @@ GOODBYE_SECONDS = 2.0  # for the last answers at the end
 class Peer:
     """One connection."""
 
-    __slots__ = ("events", "frames", "out", "out_bytes", "session", "sock")
+    __slots__ = ("events", "frames", "out", "out_bytes", "session", "sock", "todo")
 
     def __init__(self, sock: socket.socket, session: Session) -> None:
         self.sock = sock
         self.session = session
         self.frames = Frames()
+        self.todo: deque[tuple[Request, bytes]] = deque()  # read; usually gone within the same turn
         self.out: deque[bytes | memoryview] = deque()
         self.out_bytes = 0
         self.events = select.EPOLLIN
@@ -73,6 +75,7 @@ class Server:
         self.stopping = False
         self._peers: dict[int, Peer] = {}
         self._of: dict[Session, Peer] = {}
+        self._behind: dict[Peer, None] = {}  # those with something to do: nothing is read from them meanwhile
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._offset = self._clock_offset()
@@ -117,20 +120,26 @@ class Server:
     def _turn(self) -> None:
         now = self._now()
         wait = min(MAX_POLL_SECONDS, (self.queue.next_wake(now) - now) / 1000)
+        if any(peer.out_bytes <= MAX_OUT_BYTES for peer in self._behind):
+            wait = 0
         arrived: list[Arrived] = []
         gone: list[Peer] = []
         read = 0
-        for fd, events in self._epoll.poll(wait):
-            peer = self._peers.get(fd)
-            if peer is None:
+        events = self._epoll.poll(wait)
+        for peer in list(self._behind):
+            self._take(peer, arrived)
+        for fd, event in events:
+            peer_or_none = self._peers.get(fd)
+            if peer_or_none is None:
                 self._other(fd)
                 continue
-            if events & select.EPOLLOUT:
+            peer = peer_or_none
+            if event & select.EPOLLOUT or peer.out:
                 self._flush(peer)
-            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR) and read < MAX_GROUP_BYTES:
+            if event & ~select.EPOLLOUT and not peer.todo and read < MAX_GROUP_BYTES:
                 size = self._read(peer, arrived)
-                read += max(size, 0)
-                if size <= 0:
+                read += size
+                if not size:
                     gone.append(peer)
         now = self._now()
         if arrived or self.queue.next_wake(now) <= now:
@@ -141,6 +150,20 @@ class Server:
             for peer in [p for p in self._peers.values() if p.session.broken]:
                 self.log(f"connection closed: {peer.session.broken}")
                 self._close(peer)
+
+    def _take(self, peer: Peer, arrived: list[Arrived]) -> None:
+        """What of a client's requests goes into this group: its answers are bounded."""
+        todo, large = peer.todo, 0
+        while todo and peer.out_bytes <= MAX_OUT_BYTES:
+            large += isinstance(todo[0][0], Body | GetList | GetShow)
+            if large > MAX_LARGE:
+                break
+            arrived.append((peer.session, *todo.popleft()))
+        if todo:
+            self._behind[peer] = None
+        else:
+            self._behind.pop(peer, None)
+        self._watch(peer)
 
     def _last_turn(self) -> None:
         """What has arrived is executed and answered; leases of those who are gone are written."""
@@ -171,7 +194,7 @@ class Server:
             self._epoll.register(sock.fileno(), peer.events)
 
     def _read(self, peer: Peer, arrived: list[Arrived]) -> int:
-        """Bytes read; 0 or less when the connection is to be closed."""
+        """Bytes read; 0 when the connection is to be closed."""
         try:
             size = peer.sock.recv_into(self._buffer)
         except BlockingIOError:
@@ -180,10 +203,11 @@ class Server:
             return 0
         try:
             for control, blob in peer.frames.feed(bytes(self._buffer[:size])):
-                arrived.append((peer.session, parse_request(control), blob))
+                peer.todo.append((parse_request(control), blob))
         except ProtocolError as e:
             self.log(f"connection closed: {e}")
-            return -1
+            return 0
+        self._take(peer, arrived)
         return size
 
     def _send(self, sent: Iterable[Sent]) -> None:
@@ -218,8 +242,12 @@ class Server:
         except OSError:  # it is closed when its end is read
             out.clear()
             peer.out_bytes = 0
-        events = select.EPOLLIN if peer.out_bytes <= MAX_OUT_BYTES else 0
-        if out:
+        self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        """What of its socket matters now."""
+        events = 0 if peer.todo or peer.out_bytes > MAX_OUT_BYTES else select.EPOLLIN
+        if peer.out:
             events |= select.EPOLLOUT
         if events != peer.events:
             peer.events = events
@@ -229,6 +257,7 @@ class Server:
         if self._peers.pop(peer.sock.fileno(), None) is None:
             return
         del self._of[peer.session]
+        self._behind.pop(peer, None)
         with contextlib.suppress(OSError):
             self._epoll.unregister(peer.sock.fileno())
         peer.sock.close()

@@ -40,13 +40,14 @@ class Lease:
 class Session:
     """One connection of a client."""
 
-    __slots__ = ("alive", "broken", "client", "leases", "staged", "wants_leases")
+    __slots__ = ("alive", "broken", "client", "lease_value", "leases", "staged", "wants_leases")
 
     def __init__(self) -> None:
         self.alive = True
         self.broken = ""  # why the server is to close the connection
         self.client = b""  # its id; b"" until its hello
         self.wants_leases = False
+        self.lease_value = b""  # what the index says of a task that it leases
         self.leases: dict[bytes, Lease] = {}
         self.staged: dict[bytes, Staged] = {}
 

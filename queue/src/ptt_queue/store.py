@@ -25,7 +25,7 @@ from ptt_queue.types import NewTask, State
 
 SCHEMA = 1
 MAX_READERS = 126
-LEASED = struct.Struct("!IB")  # value in the index: epoch of the last lease, and was it leased as it was stored
+LEASED = struct.Struct("!I8s")  # value in the index: epoch of the last lease, and the client's tag
 _PART = struct.Struct("!H")
 _DATABASES = ("records", "bodies", "index", "state", "damaged")
 
@@ -88,7 +88,6 @@ class Store:
         self.page_bytes: int = self.env.stat()["psize"]
         self.counts: _Counts = {}
         self.epoch = 0
-        self.values = (b"", b"")  # of the index, for a lease of this epoch: from the backlog, or as it was stored
         self._check_schema(readonly)
 
     def _check_schema(self, readonly: bool) -> None:
@@ -108,7 +107,6 @@ class Store:
     def next_epoch(self) -> None:
         """A new life of the owner begins."""
         self.epoch += 1
-        self.values = (LEASED.pack(self.epoch, False), LEASED.pack(self.epoch, True))
         with self.env.begin(write=True, db=self.dbs["state"]) as txn:
             txn.put(b"epoch", self.epoch.to_bytes(4, "big"))
 
@@ -313,13 +311,10 @@ class Transaction:
 
     # -- the index ---------------------------------------------------------------------------------------------
 
-    def lease_value(self, index_key: bytes) -> tuple[int, bool] | None:
-        """(epoch, leased as it was stored) of the last lease; None: no lease without a known end, or no such key."""
+    def lease_value(self, index_key: bytes) -> tuple[int, bytes] | None:
+        """(epoch, client's tag) of the last lease; None: no lease without a known end, or no such key."""
         value = self.txn.get(index_key, db=self.index)
-        if not value:
-            return None
-        epoch, born = LEASED.unpack(value)
-        return epoch, bool(born)
+        return LEASED.unpack(value) if value else None
 
     def raw_value(self, index_key: bytes) -> bytes:
         """The value in the index as it is; b"" also when there is no such key."""
@@ -327,9 +322,6 @@ class Transaction:
 
     def set_lease(self, index_key: bytes, value: bytes) -> None:
         self.txn.put(index_key, value, db=self.index)
-
-    def leased_value(self, born: bool) -> bytes:
-        return self._store.values[born]
 
     def walk(self, start: bytes) -> Any:
         """A cursor of the index at the first key from ``start`` on; its ``key()`` is b"" at the end."""

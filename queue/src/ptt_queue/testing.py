@@ -1,5 +1,5 @@
 # ruff: noqa: S101  (a test suite, though it is shipped)
-"""The conformance suite of the queue's interface, and a queue in the caller's own process to run it on.
+"""The conformance suite of the queue's interface.
 
 ``CHECKS`` are functions of a ``Subject``; ``check_queue(make)`` runs each on a fresh one. Stage 2 of a subject is
 limited to LIMIT tasks in flight for each lane; it waits for no clients after a start.
@@ -10,21 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from ptt_queue.client import QueueClient
-from ptt_queue.protocol import Frames, parse_request
-from ptt_queue.queue import Arrived, Queue, Settings
-from ptt_queue.session import Session
-from ptt_queue.store import Store
+from ptt_queue.in_process import LIMIT
 from ptt_queue.types import Filter, GroupLimit, Item, NewMessage, NewTask, Refusal, Settle, State, Task
 
-LIMIT = 3
 HOUR = 3_600_000
-SETTINGS = Settings(limited=(2,), limit=GroupLimit(LIMIT))
 
 
 class Subject(Protocol):
@@ -35,89 +30,6 @@ class Subject(Protocol):
 
     def restart(self) -> None:
         """The queue process dies without a word, and a new one begins."""
-
-
-class InProcess:
-    """A queue without a process: clients talk to it through memory. ``clock``: seconds."""
-
-    def __init__(self, path: str, settings: Settings = SETTINGS, clock: Callable[[], float] = time.time) -> None:
-        self.path = path
-        self.settings = settings
-        self.clock = clock
-        self.failures: list[str] = []
-        self.map_bytes = 1 << 30
-        self._connections: dict[Session, _Local] = {}
-        self._open()
-
-    def _open(self) -> None:
-        self.store = Store(self.path, self.map_bytes)
-        self.queue = Queue(self.store, self.settings, self.now(), self.failures.append)
-
-    def now(self) -> int:
-        return int(self.clock() * 1000)
-
-    def client(self) -> QueueClient:
-        return QueueClient(self.connect, timeout=20, leases=True)
-
-    def connect(self) -> _Local:
-        session = self.queue.connect()
-        connection = self._connections[session] = _Local(self, session)
-        return connection
-
-    def restart(self) -> None:
-        self.close()
-        self._open()
-
-    def close(self) -> None:
-        for connection in self._connections.values():
-            connection.dead = True
-        self._connections.clear()
-        self.store.close()
-
-    def execute(self, arrived: list[Arrived]) -> None:
-        for session, pieces in self.queue.execute(arrived, self.now()):
-            if session in self._connections:
-                self._connections[session].buffer += b"".join(pieces)
-
-    def gone(self, session: Session) -> None:
-        if self._connections.pop(session, None):
-            self.queue.disconnect(session, self.now())
-
-
-class _Local:
-    """One connection, as a socket would be."""
-
-    def __init__(self, subject: InProcess, session: Session) -> None:
-        self.subject = subject
-        self.session = session
-        self.frames = Frames()
-        self.buffer = b""
-        self.dead = False
-
-    def settimeout(self, seconds: float | None) -> None:
-        pass
-
-    def sendall(self, data: bytes | memoryview) -> None:
-        if self.dead:
-            raise BrokenPipeError("the queue is gone")
-        arrived = [(self.session, parse_request(c), b) for c, b in self.frames.feed(bytes(data))]
-        if arrived:
-            self.subject.execute(list(arrived))
-
-    def recv(self, most: int) -> bytes:
-        if not self.buffer and not self.dead:
-            self.subject.execute([])
-        if self.session.broken:
-            self.close()
-        if not self.buffer and not self.dead:
-            time.sleep(0.001)
-            raise TimeoutError
-        data, self.buffer = self.buffer[:most], self.buffer[most:]
-        return data
-
-    def close(self) -> None:
-        self.dead = True
-        self.subject.gone(self.session)
 
 
 # -- what a queue does ---------------------------------------------------------------------------------------------
@@ -432,13 +344,3 @@ def check_queue(make: Callable[[], contextlib.AbstractContextManager[Subject]]) 
     for check in CHECKS:
         with make() as subject:
             check(subject)
-
-
-@contextlib.contextmanager
-def in_process(path: str) -> Iterator[InProcess]:
-    """A queue in this process, under ``path``."""
-    subject = InProcess(path)
-    try:
-        yield subject
-    finally:
-        subject.close()
