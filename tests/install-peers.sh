@@ -19,6 +19,7 @@ need swaks swaks libnet-ssleay-perl
 need opendkim opendkim
 need opendkim-testmsg opendkim-tools
 need curl curl
+need sshd openssh-server
 need openssl openssl
 need strace strace
 need ip iproute2

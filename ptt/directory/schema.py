@@ -80,6 +80,9 @@ Record = Domain | User | Alias
 _STRUCTS: dict[Kind, type[Domain] | type[User] | type[Alias]] = {"domain": Domain, "user": User, "alias": Alias}
 
 
+_FIELDS = {struct: {f.name: f for f in msgspec.structs.fields(struct)} for struct in _STRUCTS.values()}
+
+
 class Place(NamedTuple):
     """What a path says: the kind of record and its name (a domain, or an address)."""
 
@@ -165,7 +168,7 @@ def _syntax_mistake(path: str, error: Exception) -> Mistake:
 
 
 def _type_mistakes(path: str, text: str, table: dict[str, Any], struct: type[Record]) -> Iterator[Mistake]:
-    fields = {f.name: f for f in msgspec.structs.fields(struct)}
+    fields = _FIELDS[struct]
     for key, value in table.items():
         if key not in fields:
             shown = key[:64]

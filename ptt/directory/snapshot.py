@@ -127,9 +127,9 @@ class Store:
         for directory in (self.snapshots, self.private):
             files = []
             for entry in os.scandir(directory):
-                if entry.name.endswith(SUFFIX) and entry.name != pointer.file:
+                if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.name != pointer.file:
                     files.append((entry.stat().st_mtime_ns, entry.path))
-                elif entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
+                elif entry.name.startswith(".") and entry.name.endswith(SUFFIX):
                     os.unlink(entry.path)
             for _, path in sorted(files)[: 1 - KEEP or None]:
                 os.unlink(path)

@@ -169,13 +169,14 @@ def test_damaged_files_are_moved_aside_and_made_anew(base: Any, folder: int) -> 
 
 def test_old_files_are_removed(base: Any) -> None:
     control = base.control()
+    (pathlib.Path(base.config.data) / "control" / ".metrics.dat").write_text("of somebody else")
     for n in range(5):
         base.commit({f"users/a.example/u{n}.toml": ""})
         assert control.refresh()
-        (pathlib.Path(base.config.directory.snapshots) / f".crashed-{n}").write_text("x")
+        (pathlib.Path(base.config.directory.snapshots) / f".crashed-{n}.mdb").write_text("x")
     public, private = files(base)
-    assert public - {".crashed-4"} == private
-    assert len(private) == 2
+    assert public - {".crashed-4.mdb"} == private - {".metrics.dat"}
+    assert len(private) == 3
 
 
 def test_a_disk_that_cannot_be_written_changes_nothing(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:

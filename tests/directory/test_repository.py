@@ -9,7 +9,7 @@ from typing import Any
 import pygit2
 import pytest
 
-from ptt.directory.compiler import Refused, examine
+from ptt.directory.compiler import Refused, TreeBase, examine
 from ptt.directory.repository import Author, Repository, RepositoryError
 from ptt.directory.schema import MAX_FILE_BYTES
 
@@ -77,6 +77,68 @@ def test_hostile_trees_are_refused(
     found = refused(repository, commit({**GOOD, **tree}))
     assert len(found) == 1
     assert found[0].startswith(mistake)
+
+
+FLAT: dict[str, Any] = {**GOOD, "users": {"a.example": {"u.toml": b"", "v.toml": b""}}}
+
+
+@pytest.mark.parametrize(
+    ("users", "changed", "mistakes"),
+    [
+        ({"u.toml": b"", "v.toml": b""}, {}, []),
+        ({"u.toml": b"", "v.toml": b"disabled = true"}, {"v": True}, []),
+        ({"u.toml": b"", "v.toml": (b"", 0o100755)}, {"v": True}, []),
+        ({"u.toml": b""}, {"v": False}, []),
+        ({"u.toml": b"", "v.toml": b"", "w.toml": b""}, {"w": True}, []),
+        ({"u.toml": b"", ".v.toml": b""}, {"v": False}, []),
+        ({"u.toml": b"", "v.toml": (b"u.toml", LINK)}, {}, ["v.toml:1: is a symbolic link; only files may be here"]),
+        ({"u.toml": b"", "v.toml": (b"", MODULE)}, {}, ["v.toml:1: is a submodule; only files may be here"]),
+        ({"u.toml": b"", "v.toml": {"x": b""}}, {}, ["v.toml:1: is a folder; only files may be here"]),
+        ({"u.toml": b"", "v.toml": b"", "\udce9": b""}, {}, ["\\xe9:1: the name is not UTF-8"]),
+        ({"u.toml": b"", "v.toml": b"sign = true"}, {}, ["v.toml:1: unknown key 'sign'"]),
+    ],
+)
+def test_what_differs_from_a_good_commit(
+    repository: Repository,
+    commit: Callable[[dict[str, Any]], str],
+    users: dict[str, Any],
+    changed: dict[str, bool],
+    mistakes: list[str],
+) -> None:
+    old, new = commit(FLAT), commit({**GOOD, "users": {"a.example": users}})
+    found: list[str] = []
+    try:
+        changes = examine(repository, new, old, TreeBase(repository, old)).changes
+    except Refused as e:
+        found = [str(m) for m in e.mistakes]
+    else:
+        names = {f"{name}@a.example": there for name, there in changed.items()}
+        assert set(changes.records.users) == {name for name, there in names.items() if there}
+        assert {place.name for place in changes.removed} == {name for name, there in names.items() if not there}
+    assert len(found) == len(mistakes)
+    assert all(f.startswith(f"users/a.example/{m}") for f, m in zip(found, mistakes, strict=True))
+
+
+def test_a_bomb_of_folders_is_not_entered(repository: Repository, commit: Callable[[dict[str, Any]], str]) -> None:
+    """Twelve levels of ten times the same folder: 10 to the 12th names in twelve small objects."""
+    old = commit(FLAT)
+    level = repository.git.TreeBuilder().write()
+    for _ in range(12):
+        builder = repository.git.TreeBuilder()
+        for n in range(10):
+            builder.insert(f"x{n}", level, TREE)
+        level = builder.write()
+    for path in (("users", "a.example", "bomb"), ("users", "a.example"), ("users",), ("bomb",)):
+        tree = level
+        for name in reversed(path):
+            builder = repository.git.TreeBuilder()
+            builder.insert(name, tree, TREE)
+            tree = builder.write()
+        signature = pygit2.Signature("t", "t@host.example")
+        bomb = str(repository.git.create_commit(None, signature, signature, "t", tree, []))
+        for since in ("", old):
+            with pytest.raises(Refused):
+                examine(repository, bomb, since, TreeBase(repository, old) if since else None)
 
 
 def test_a_bomb_is_not_inflated(repository: Repository, commit: Callable[[dict[str, Any]], str]) -> None:
