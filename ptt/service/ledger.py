@@ -1,8 +1,8 @@
 """What all processes of the service have counted, over their deaths: a counter never goes down. Pure, no I/O.
 
 Each process reports everything it counted since it started, under its identity. When another process takes its
-name, or it ends for good, its last report is added to the *base*. Base and last reports are kept on disk (``dump``,
-``load``), so a restart of the control process loses nothing either.
+name, or it counts less than before, its last report is added to the *base*. Base and last reports are kept on disk
+(``dump``, ``load``), so a restart of the control process loses nothing either.
 """
 
 from __future__ import annotations
@@ -65,18 +65,20 @@ class Ledger:
     def report(self, identity: Identity, snapshot: Snapshot, now: float) -> None:
         """Take what a process has counted since it started; unknown metrics and bad values in it are left out."""
         former = self._last.get(identity.name)
-        if former is None:
-            if len(self._last) >= MAX_PROCESSES:
-                return
-        elif former.identity != identity:
-            if identity.start < former.identity.start:  # the late word of one that was replaced
-                return
-            _add(self._base, former.snapshot)
+        if former is None and len(self._last) >= MAX_PROCESSES:
+            return
+        if former is not None and identity.start < former.identity.start:  # the late word of one that was replaced
+            return
         clean = Snapshot(
             [(n, self._labels(n, ls), v) for n, ls, v in snapshot.counters if _valid(n, "counter", ls, v)],
             [(n, tuple(ls), v) for n, ls, v in snapshot.gauges if _valid(n, "gauge", ls, v)],
             [(n, self._labels(n, ls), h) for n, ls, h in snapshot.histograms if _valid_histogram(n, ls, h)],
         )
+        counted = Totals()
+        _add(counted, clean)  # sets that count under OTHER become one
+        clean = _snapshot(counted, clean.gauges)
+        if former is not None and (former.identity != identity or _shrank(former.snapshot, clean)):
+            _add(self._base, former.snapshot)
         self._last[identity.name] = Report(identity, clean, now)
 
     def live(self, name: str, now: float) -> bool:
@@ -88,7 +90,7 @@ class Ledger:
         """Counters and histograms of all processes that ever were, gauges of those that live."""
         found = Totals()
         sizes: dict[str, int] = {}
-        _add(found, self._base_snapshot())
+        _add(found, _snapshot(self._base, []))
         for report in self._last.values():
             _add(found, report.snapshot)
             if now - report.at <= LIVE_SECONDS:
@@ -96,7 +98,7 @@ class Ledger:
         return found
 
     def dump(self) -> Kept:
-        return Kept(self._base_snapshot(), list(self._last.values()))
+        return Kept(_snapshot(self._base, []), list(self._last.values()))
 
     def load(self, kept: Kept) -> None:
         """Go on from what was kept; only at the start."""
@@ -106,13 +108,6 @@ class Ledger:
         for snapshot in (kept.base, *(report.snapshot for report in kept.last)):
             for name, labels in _series(snapshot):
                 self._admitted.setdefault(name, set()).add(tuple(labels))
-
-    def _base_snapshot(self) -> Snapshot:
-        return Snapshot(
-            [(n, ls, v) for (n, ls), v in self._base.counters.items()],
-            [],
-            [(n, ls, h) for (n, ls), h in self._base.histograms.items()],
-        )
 
     def _labels(self, name: str, labels: Iterable[str]) -> tuple[str, ...]:
         """The labels under which this counts: as they are, or OTHER when the metric has too many sets."""
@@ -124,6 +119,23 @@ class Ledger:
             return (OTHER,) * len(wanted)
         admitted.add(wanted)
         return wanted
+
+
+def _snapshot(totals: Totals, gauges: list[tuple[str, tuple[str, ...], float]]) -> Snapshot:
+    return Snapshot(
+        [(n, ls, v) for (n, ls), v in totals.counters.items()],
+        gauges,
+        [(n, ls, h) for (n, ls), h in totals.histograms.items()],
+    )
+
+
+def _shrank(former: Snapshot, snapshot: Snapshot) -> bool:
+    """Does it count less than before? Then it started anew, whatever its identity says."""
+    counters = {(name, labels): value for name, labels, value in snapshot.counters}
+    if any(counters.get((name, tuple(labels)), -1.0) < value for name, labels, value in former.counters):
+        return True
+    counts = {(name, labels): sum(histogram.counts) for name, labels, histogram in snapshot.histograms}
+    return any(counts.get((name, tuple(labels)), -1) < sum(h.counts) for name, labels, h in former.histograms)
 
 
 def _series(snapshot: Snapshot) -> Iterator[tuple[str, tuple[str, ...]]]:

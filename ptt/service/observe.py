@@ -20,7 +20,7 @@ from ptt.metrics import LATENCY_BUCKETS, Histogram, Snapshot
 from ptt.net.rpc import RpcClient, RpcError
 from ptt.service import state
 from ptt.service.ledger import Identity, Ledger
-from ptt.service.state import ProcessState, ServiceState
+from ptt.service.state import ServiceState
 
 POLL_SECONDS = 1.0
 ASK_SECONDS = 2.0  # the watchdog of the supervisor acts on a queue process that is slower
@@ -109,8 +109,8 @@ class Observer:
                 self._queue = None
             return
         self._answered = self._clock()
-        if process := self._process("queue"):
-            self.report(Identity(process.name, process.pid, process.started), queue_snapshot(stats))
+        # The epoch says which process counted this; the supervisor's file may still name the one before.
+        self.report(Identity("queue", stats.epoch, 0), queue_snapshot(stats))
 
     def ask_signers(self) -> None:
         """Enter the key processes' numbers. Which of them accepts a connection is chance: some more are tried."""
@@ -146,10 +146,6 @@ class Observer:
         if self._clock() - self._answered > UNREACHABLE_SECONDS:
             found.append("the queue process does not answer")
         return found
-
-    def _process(self, name: str) -> ProcessState | None:
-        found = self.service.processes if self.service else []
-        return next((process for process in found if process.name == name and process.pid), None)
 
 
 def usage_of(pid: int) -> tuple[float, int] | None:

@@ -37,6 +37,17 @@ def test_a_replaced_process_keeps_what_it_counted() -> None:
     assert total(ledger) == 8
 
 
+def test_a_process_that_counts_less_started_anew() -> None:
+    ledger = Ledger()
+    same = Identity("queue", 1, 0)
+    ledger.report(same, signed(5), 0)
+    ledger.report(same, signed(2), 1)
+    assert total(ledger) == 7
+    ledger.report(same, Snapshot([], [], []), 2)
+    ledger.report(same, signed(1), 3)
+    assert total(ledger) == 8
+
+
 def test_processes_add_up() -> None:
     ledger = Ledger()
     for n in range(3):
@@ -92,7 +103,8 @@ def test_what_is_no_report_is_left_out(snapshot: Snapshot) -> None:
 def test_labels_are_bounded_and_nothing_is_lost() -> None:
     ledger = Ledger()
     many = Snapshot([(SIGNED, (f"d{n}.example",), 1.0) for n in range(MAX_SERIES + 50)], [], [])
-    ledger.report(Identity("worker.0", 1, 1), many, 0)
+    for _ in range(2):
+        ledger.report(Identity("worker.0", 1, 1), many, 0)
     found = ledger.totals(0).counters
     assert len(found) == MAX_SERIES + 1
     assert found[SIGNED, ("other",)] == 50

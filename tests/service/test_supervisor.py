@@ -29,7 +29,8 @@ listen = "127.0.0.1:0"
 SCRIPT = """
 import os, sys
 from ptt.config import load
-from ptt.service import processes, supervisor
+from ptt.service import locks, processes, supervisor
+locks.FORMER_RUN_SECONDS = 1.0
 CHILD = '''
 import os, signal, sys, time
 from ptt.service import child
