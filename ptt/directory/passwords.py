@@ -87,7 +87,7 @@ def scram_verifier(password: str, salt: bytes = b"", iterations: int = SCRAM_ITE
 
 
 def generate_password() -> str:
-    """A random password of 128 bits in letters that are not mixed up when read aloud."""
+    """A random password of 148 bits in letters that are not mixed up when read aloud."""
     alphabet = "abcdefghjkmnpqrstuvwxyz23456789"  # 31 letters
     return "-".join("".join(secrets.choice(alphabet) for _ in range(5)) for _ in range(6))
 
