@@ -26,12 +26,12 @@ class _Pipe:
         self.changed = Event()
 
     def notify(self) -> None:
-        """Wake who waits; each then looks for itself."""
-        self.changed.set()
-        self.changed.clear()
+        """Wake who waits; each then looks for itself. An event is set once: one that is cleared wakes nobody."""
+        changed, self.changed = self.changed, Event()
+        changed.set()
 
     def wait(self, timer: gevent.Timeout) -> bool:
-        """Wait for a change. False when the timer ran out."""
+        """Wait for a change after the caller has looked. False when the timer ran out."""
         try:
             self.changed.wait()
         except gevent.Timeout as e:
