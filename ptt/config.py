@@ -257,15 +257,36 @@ def _mistakes(table: dict[str, Any], struct: type[_Section], where: str = "") ->
             try:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as e:
-                yield f"{where}{key}: {str(e).partition(' - at `$')[0]}"
+                yield f"{where}{key}: {_wanted(kind, section) or str(e).partition(' - at `$')[0]}"
+
+
+def _wanted(kind: Any, section: bool) -> str:
+    """What would be right, where msgspec's own words would not help."""
+    if typing.get_origin(kind) is Literal:
+        return f"must be one of {', '.join(typing.get_args(kind))}"
+    return ("must be a table" if isinstance(kind, type) else "must be a list of tables") if section else ""
 
 
 def check(config: Config) -> list[str]:
     """Mistakes that types do not show."""
-    mistakes = []
+    mistakes = [*_address_mistakes(config), *_listen_mistakes(config)]
+    if config.role in ("submission", "signer") and not config.relay.next_hop:
+        mistakes.append(f"relay.next_hop: role {config.role} needs the address of the next role")
+    unnamed = [kind for kind in config.users.__struct_fields__ if getattr(config.users, kind) == ""]
+    if 0 < len(unnamed) < len(config.users.__struct_fields__):
+        mistakes.append(f"users: name all four or none; missing: {', '.join(unnamed)}")
+    if config.pool < 0:
+        mistakes.append("pool: must be 0 (one for each core) or more")
+    if not config.hostname or any(c.isspace() for c in config.hostname):
+        mistakes.append("hostname: must be the host's full domain name")
+    return mistakes
+
+
+def _address_mistakes(config: Config) -> Iterator[str]:
     addresses = [(f"listen[{n}].address", x.address) for n, x in enumerate(config.listen)]
     addresses.append(("admin.listen", config.admin.listen))
     addresses += [(f"dns.zones[{n}].primary", z.primary) for n, z in enumerate(config.dns.zones)]
+    addresses += [(f"dns.resolvers[{n}]", resolver) for n, resolver in enumerate(config.dns.resolvers)]
     for key in ("next_hop", "bounce_hop", "smarthost"):
         if getattr(config.relay, key):
             addresses.append((f"relay.{key}", getattr(config.relay, key)))
@@ -273,24 +294,20 @@ def check(config: Config) -> list[str]:
         try:
             split_address(address, 53 if key.startswith("dns") else None)
         except ValueError as e:
-            mistakes.append(f"{key}: {e}")
+            yield f"{key}: {e}"
+
+
+def _listen_mistakes(config: Config) -> Iterator[str]:
     for n, listen in enumerate(config.listen):
         for network in listen.trusted:
             try:
                 ipaddress.ip_network(network)
             except ValueError as e:
-                mistakes.append(f"listen[{n}].trusted: {e}")
+                yield f"listen[{n}].trusted: {e}"
         if listen.service == "submission" and listen.tls == "none":
-            mistakes.append(f"listen[{n}].tls: submission needs implicit or starttls, passwords are sent")
+            yield f"listen[{n}].tls: submission needs implicit or starttls, passwords are sent"
         if listen.service == "submission" and listen.trusted:
-            mistakes.append(f'listen[{n}].trusted: only for service = "relay"')
-    if config.role in ("submission", "signer") and not config.relay.next_hop:
-        mistakes.append(f"relay.next_hop: role {config.role} needs the address of the next role")
-    if config.pool < 0:
-        mistakes.append("pool: must be 0 (one for each core) or more")
-    if not config.hostname or any(c.isspace() for c in config.hostname):
-        mistakes.append("hostname: must be the host's full domain name")
-    return mistakes
+            yield f'listen[{n}].trusted: only for service = "relay"'
 
 
 def _absolute(config: Config, base: pathlib.Path) -> Config:
