@@ -71,6 +71,21 @@ def test_put_again_is_stored_once_and_leased(in_process, restart):
     assert in_process.queue.stats().messages == 0
 
 
+def test_put_again_in_one_group_with_the_hello(in_process):
+    message = new_message()
+    Raw(in_process).put(5, message)
+    in_process.restart()
+    session = in_process.queue.connect()
+    arrived = [
+        (session, protocol.Hello(6, CLIENT, True, []), b""),
+        (session, protocol.Put(5, 0, message, True), b"body"),
+    ]
+    answer = in_process.queue.execute(arrived, in_process.now())[1]
+    ((control, _),) = Frames().feed(b"".join(answer[1]))
+    put = msgspec.msgpack.decode(protocol.parse_answer(control).payload, type=protocol.PutAnswer)
+    assert [(g.number, g.maybe) for g in put.granted] == [(1, False)]
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_put_again_after_another_worker_settled_it(in_process, restart):
     message = new_message()

@@ -124,7 +124,8 @@ class Leasing:
         tag = session.client[:TAG_BYTES]
         session.lease_value = LEASED.pack(self.epoch, tag)
         if session.wants_leases and len(self.came_back) < MAX_CAME_BACK:
-            batch.committed.append(partial(self.came_back.add, tag))
+            self.came_back.add(tag)  # at once: what it repeats may be in this group
+            batch.aborted.append(partial(self.came_back.discard, tag))
 
     def _unknown(self, batch: Batch, key: bytes, index_key: bytes) -> bool:
         """Did the last lease of this task end in a way that nobody knows?"""
