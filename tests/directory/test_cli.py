@@ -217,7 +217,9 @@ def test_as_root_the_files_are_the_control_process_users() -> None:
     try:
         (top / "directory.git").mkdir(mode=0o700)
         os.chown(top / "directory.git", 60999, 60999)
-        (top / "ptt.toml").write_text('hostname = "mail.example"\n[users]\ncontrol = 60999\n')
+        (top / "ptt.toml").write_text(
+            'hostname = "mail.example"\n[users]\nqueue = 60997\nworker = 60998\nsigner = 60996\ncontrol = 60999\n'
+        )
         for arguments in (("domain", "add", "a.example"), ("user", "add", "anna@a.example", "--generate")):
             command = [sys.executable, "-m", "ptt", *arguments, "--config", str(top / "ptt.toml")]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -235,7 +235,7 @@ def test_own_user(service: Any) -> None:
     signer, other = 61801, 61802
     for path in (service.base, service.base / "run"):
         path.chmod(0o755)
-    service.write(f"[users]\nsigner = {signer}\nworker = {other}")
+    service.write(f"[users]\nsigner = {signer}\nworker = {other}\nqueue = 61803\ncontrol = 61804")
     subprocess.run(service.command("--generate", "example.org", "s1", "--algorithm", "ed25519"), check=True, stdout=-3)
     pem = pathlib.Path(service.config.signer.keys, "example.org", "s1.pem")
     assert (pem.stat().st_uid, pem.stat().st_mode & 0o777) == (signer, 0o600)
