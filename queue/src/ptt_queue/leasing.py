@@ -111,7 +111,7 @@ class Leasing:
         if message is None or task is None:
             txn.set_aside(index_key)
             return None
-        maybe = task.maybe or self._unknown(batch, key, index_key)
+        maybe = self._maybe(batch, key, index_key, task)
         lease = Lease(session, key, index_key, message.size, maybe)
         if group:
             self.dispatcher.acquire(group, batch.now)
@@ -127,12 +127,18 @@ class Leasing:
             self.came_back.add(tag)  # at once: what it repeats may be in this group
             batch.aborted.append(partial(self.came_back.discard, tag))
 
-    def _unknown(self, batch: Batch, key: bytes, index_key: bytes) -> bool:
-        """Did the last lease of this task end in a way that nobody knows?"""
+    def _maybe(self, batch: Batch, key: bytes, index_key: bytes, task: NewTask) -> bool:
+        """May an attempt before this lease have succeeded? Stored, if so: this lease overwrites what tells."""
+        if task.maybe:
+            return True
         if key in self.returned:
-            return self.returned[key][1]
-        value = batch.txn.lease_value(index_key)
-        return value is not None and value[0] != self.epoch and value[1] not in self.came_back
+            maybe = self.returned[key][1]
+        else:
+            value = batch.txn.lease_value(index_key)
+            maybe = value is not None and value[0] != self.epoch and value[1] not in self.came_back
+        if maybe:
+            batch.txn.rewrite_task(key, msgspec.structs.replace(task, maybe=True))
+        return maybe
 
     def _hold(self, batch: Batch, lease: Lease, then: str) -> None:
         if then:
@@ -178,7 +184,7 @@ class Leasing:
                 continue
             number = keys.split_record_key(key)[1]
             index_key = keys.index_key(task.stage, task.state, task.lane, message.priority, task.due, id, number)
-            maybe = task.maybe or self._unknown(batch, key, index_key)
+            maybe = self._maybe(batch, key, index_key, task)
             lease = self.birth(batch, session, key, index_key, task, message.size)
             if lease is None:
                 continue
