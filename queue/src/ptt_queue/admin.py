@@ -138,9 +138,10 @@ def act(
             if key in leased:
                 changes.leased += 1
                 continue
-            if key in maybe and maybe[key][1]:
+            ended = key in maybe  # its last lease has an end that the store does not know yet
+            if ended and maybe[key][1]:
                 task = msgspec.structs.replace(task, maybe=True)
-            _act_on(txn, verb, id, key, task, message, now, changes)
+            _act_on(txn, verb, id, key, task, message, now, changes, ended)
         if message is not None and verb is Act.DELETE and not txn.has_tasks(id) and drop_message(txn, id, message.size):
             changes.orphans.append(id)
     return changes
@@ -155,13 +156,14 @@ def _act_on(
     message: MessageRecord,
     now: int,
     changes: Changes,
+    ended: bool,
 ) -> None:
     replaced = _after(verb, task, now)
     if replaced == task:
         return
     number = keys.split_record_key(key)[1]
     old = index_key_of(id, number, task, message.priority)
-    value = txn.raw_value(old)
+    value = b"" if ended else txn.raw_value(old)
     txn.delete_task(key, old)
     if replaced is not None:
         new = index_key_of(id, number, replaced, message.priority)
