@@ -90,7 +90,7 @@ def init(
         raise click.UsageError(f"--next-hop: {e}") from e
     except (InitError, layout.LayoutError, UserError, OSError) as e:
         raise click.ClickException(str(e)) from e
-    _report(directory, own, users, [(g, u) for g, u in zip(given, (implicit, starttls, relay, admin), strict=True)])
+    _report(directory, choices, [(g, u) for g, u in zip(given, (implicit, starttls, relay, admin), strict=True)])
 
 
 def make(directory: pathlib.Path, choices: Choices, ca: pathlib.Path | None = None) -> Config:
@@ -221,13 +221,15 @@ def _write(path: pathlib.Path, data: bytes, mode: int, owner: Account | None = N
             os.fchown(file.fileno(), *owner)
 
 
-def _report(directory: pathlib.Path, domain: str, users: dict[str, int] | str, ports: list[tuple[int, int]]) -> None:
+def _report(directory: pathlib.Path, choices: Choices, ports: list[tuple[int, int]]) -> None:
     for given, used in ports:
         if given != used:
             click.echo(f"port {given} is taken: using {used}")
-    if isinstance(users, str):
-        click.echo(f"all processes will share one user: {users}")
-    click.echo(f"wrote {directory}/ptt.toml, certificates, a DKIM key for {domain} and an empty git database")
-    click.echo(f"next: ptt user add NAME@{domain} --config {directory}/ptt.toml")
+    if isinstance(choices.users, str):
+        click.echo(f"all processes will share one user: {choices.users}")
+    key = f"a DKIM key for {choices.domain}, " if choices.role in ("all", "signer") else ""
+    click.echo(f"wrote {directory}/ptt.toml, certificates, {key}an empty git database")
+    if choices.role in ("all", "submission"):
+        click.echo(f"next: ptt user add NAME@{choices.domain} --config {directory}/ptt.toml")
     click.echo(f"      ptt check --config {directory}/ptt.toml")
     click.echo(f"      ptt-worker --config {directory}/ptt.toml")

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from ptt.config import Config, split_address
-from ptt.service.privileges import Account, Kind, account_of
+from ptt.service.privileges import KINDS, Account, Kind, account_of
 
 TCP_BACKLOG = 4096  # connections that wait for a worker, for as long as it takes to replace it
 UNIX_BACKLOG = 1024  # above any number of workers and commands
@@ -117,6 +117,13 @@ def bind_all(config: Config) -> Sockets:
         for sock in bound:
             sock.close()
         raise
+
+
+def remove_sockets(config: Config) -> None:
+    """Remove the Unix sockets at the end, while the lock is still ours."""
+    for kind in KINDS:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(config.run, f"{kind}.sock"))
 
 
 def try_address(address: str) -> None:

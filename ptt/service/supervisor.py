@@ -120,6 +120,7 @@ class Supervisor:
         finally:
             self.watchdog.stop()
             state.remove(self.config)
+            layout.remove_sockets(self.config)
 
     def _catch_signals(self) -> None:
         reader, writer = os.pipe()
