@@ -118,14 +118,10 @@ class Server:
         return int((self.clock() - time.monotonic()) * 1000)
 
     def _turn(self) -> None:
-        now = self._now()
-        wait = min(MAX_POLL_SECONDS, (self.queue.next_wake(now) - now) / 1000)
-        if any(peer.out_bytes <= MAX_OUT_BYTES for peer in self._behind):
-            wait = 0
         arrived: list[Arrived] = []
         gone: list[Peer] = []
         read = 0
-        events = self._epoll.poll(wait)
+        events = self._epoll.poll(0) or self._epoll.poll(self._wait())  # under load there is no need to know how long
         for peer in list(self._behind):
             self._take(peer, arrived)
         for fd, event in events:
@@ -147,9 +143,16 @@ class Server:
         for peer in gone:
             self._close(peer)
         if any(s.broken for s in self._of):
-            for peer in [p for p in self._peers.values() if p.session.broken]:
+            for peer in [p for s, p in self._of.items() if s.broken]:
                 self.log(f"connection closed: {peer.session.broken}")
                 self._close(peer)
+
+    def _wait(self) -> float:
+        """How long to wait for something to arrive, in seconds."""
+        if any(peer.out_bytes <= MAX_OUT_BYTES for peer in self._behind):
+            return 0
+        now = self._now()
+        return min(MAX_POLL_SECONDS, (self.queue.next_wake(now) - now) / 1000)
 
     def _take(self, peer: Peer, arrived: list[Arrived]) -> None:
         """What of a client's requests goes into this group: its answers are bounded."""
@@ -161,9 +164,10 @@ class Server:
             arrived.append((peer.session, *todo.popleft()))
         if todo:
             self._behind[peer] = None
-        else:
-            self._behind.pop(peer, None)
-        self._watch(peer)
+            self._watch(peer)
+        elif peer in self._behind:
+            del self._behind[peer]
+            self._watch(peer)
 
     def _last_turn(self) -> None:
         """What has arrived is executed and answered; leases of those who are gone are written."""
