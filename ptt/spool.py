@@ -65,7 +65,8 @@ class Spool:
         self._sender: socket.socket | None = None
         self._out: list[Pieces] = []
         self._out_bytes = 0
-        self._flushing = False
+        self._flushing = False  # a flush is scheduled, or a greenlet writes
+        self._draining = False  # a greenlet writes: the socket was full
         self._room = gevent.event.Event()
         self._slots = gevent.lock.Semaphore(MAX_UNANSWERED)
         self._greenlets = [gevent.spawn(self._keep_connected), gevent.spawn(self._watch)]
@@ -129,8 +130,18 @@ class Spool:
             gevent.sleep(RETRY_SECONDS)
 
     def mark(self, task: Task) -> None:
-        """One way, no waiting: the final dot is about to leave."""
+        """One way, no waiting for an answer: the final dot is about to leave.
+
+        The mark is in the kernel's hands when this returns, so it outlives this process. (It waits only while the
+        queue process takes nothing; while that is away it is said with the greeting of the next connection.)
+        """
         self._write(self.link.mark(task))
+        deadline = time.monotonic() + self.timeout
+        while self._draining and self._state == READY and time.monotonic() < deadline:
+            self._room.clear()
+            self._room.wait(WATCH_SECONDS)
+        if self._state == READY:
+            self._flush(self._generation)
 
     def assign(self, lane: str, group: str, limit: GroupLimit) -> None:
         """One way, no waiting: the lane belongs to this group."""
@@ -248,6 +259,9 @@ class Spool:
         """Runs in the hub: sends what the socket takes, leaves the rest to a greenlet."""
         if generation != self._generation:
             return
+        if not self._out or self._draining:  # a mark took all that there was
+            self._flushing = self._draining
+            return
         data = self._collect()
         sent = 0
         try:
@@ -258,6 +272,7 @@ class Spool:
         except OSError:  # the reader sees it, too
             sent = len(data)
         if sent < len(data) or self._out:
+            self._flushing = self._draining = True
             gevent.spawn(self._drain, memoryview(data)[sent:], generation)
         else:
             self._flushing = False
@@ -290,7 +305,8 @@ class Spool:
                 self._lost(str(e))
         finally:
             if generation == self._generation:
-                self._flushing = False
+                self._flushing = self._draining = False
+                self._room.set()
 
     def _keep_connected(self) -> None:
         told = False
@@ -337,7 +353,7 @@ class Spool:
         self._generation += 1
         self._out.clear()
         self._out_bytes = 0
-        self._flushing = False
+        self._flushing = self._draining = False
         self._room.set()
         for sock in (self._socket, self._sender):
             if sock is not None:

@@ -36,8 +36,8 @@ KINDS = ("worker", "queue", "signer", "control", "supervisor")
 class Load:
     """Clients that go on whatever happens to the service; only a 250 counts."""
 
-    def __init__(self, sandbox: Sandbox, messages: int, size: int) -> None:
-        self.sandbox, self.messages, self.size = sandbox, messages, size
+    def __init__(self, sandbox: Sandbox, size: int) -> None:
+        self.sandbox, self.size = sandbox, size
         self.acknowledged: dict[str, str] = {}  # token -> queue id
         self.sent = 0
         self.interrupted = 0
@@ -45,16 +45,13 @@ class Load:
         self.lock = threading.Lock()
         self.threads = [threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(CLIENTS)]
 
-    def done(self) -> bool:
-        return len(self.acknowledged) >= self.messages or self.stop.is_set()
-
     def run(self, number: int) -> None:
         serial = 0
-        while not self.done():
+        while not self.stop.is_set():
             try:
                 client = self.sandbox.client()
                 for _ in range(MESSAGES_PER_CONNECTION):
-                    if self.done():
+                    if self.stop.is_set():
                         break
                     serial += 1
                     self.submit(client, f"c{number}-{serial}")
@@ -136,18 +133,17 @@ def run(sandbox: Sandbox, options: argparse.Namespace) -> dict[str, object]:
     rng = random.Random(options.seed)
     sandbox.prepare()
     sandbox.start()
-    load = Load(sandbox, options.messages, options.size)
+    load = Load(sandbox, options.size)
     killed: Counter[str] = Counter()
     for thread in load.threads:
         thread.start()
     began = time.monotonic()
-    while (sum(killed.values()) < options.kills or not load.done()) and time.monotonic() - began < options.limit:
+    while time.monotonic() - began < options.limit:
+        if sum(killed.values()) >= options.kills and len(load.acknowledged) >= options.messages:
+            break
         time.sleep(rng.uniform(options.pause / 4, options.pause * 1.75))
         if sum(killed.values()) < options.kills:
             kill_one(sandbox, rng, killed)
-            load.messages = max(
-                load.messages, len(load.acknowledged) + 1 if sum(killed.values()) < options.kills else 0
-            )
     load.stop.set()
     for thread in load.threads:
         thread.join(120)
