@@ -77,6 +77,8 @@ class Relay:
         outcomes: Outcomes = {}
         for start in range(0, len(recipients), MAX_RECIPIENTS):
             outcomes.update(attempt(route, job, recipients[start : start + MAX_RECIPIENTS], self._hands))
+        if unreached := [o for o in outcomes.values() if o.phase == "DNS"]:  # no host was even tried
+            self._log_attempt(job, unreached, None, 0.0)
         return outcomes
 
     def site_of(self, lane: str) -> str | None:

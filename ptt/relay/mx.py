@@ -118,11 +118,11 @@ def is_public(ip: str) -> bool:
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or _nat64(address)
-        if address.teredo is not None or (inner is not None and not is_public(str(inner))):
+        if address.teredo is not None or address.is_site_local:
             return False
-        if address.ipv4_mapped is not None:
-            return True
+        inner = address.ipv4_mapped or address.sixtofour or _nat64(address)
+        if inner is not None:
+            return is_public(str(inner))
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 

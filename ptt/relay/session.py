@@ -156,8 +156,10 @@ class Connection:
             try:
                 self._write(settings.data_seconds)
             except StreamError:
-                if (last := self._last_words()) is None:
+                if (last := self._early_reply(LAST_WORDS_SECONDS)) is None:
                     raise
+                return last
+            if (last := self._early_reply(0.0)) is not None:
                 return last
         before_final_dot()
         return self.next_event(settings.final_dot_seconds, settings.final_dot_seconds, settings.data_seconds)
@@ -190,14 +192,14 @@ class Connection:
             for start in range(0, len(piece), SMALL_MESSAGE):
                 self.stream.write(piece[start : start + SMALL_MESSAGE], timeout)
 
-    def _last_words(self) -> MessageDone | None:
-        """The content could not be written to its end: the peer may have said why before it closed."""
+    def _early_reply(self, timeout: float) -> MessageDone | None:
+        """What the peer says before the final dot: a refusal of the content. Raises StreamError if it has closed."""
         try:
-            data = self.stream.read(MAX_READ, LAST_WORDS_SECONDS)
-        except StreamError:
+            data = self.stream.read(MAX_READ, timeout)
+        except ReadTimeout:
             return None
         if not data:
-            return None
+            raise PeerClosed(f"{self.target.peer} closed the connection")
         self.client.receive_data(data)
         event = self.client.next_event()
         return event if isinstance(event, MessageDone) else None

@@ -1,0 +1,505 @@
+"""The relay against scripted peers: hosts in turn, connections kept, TLS, the hops between roles."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+
+from ptt.config import Tls
+from ptt.dns.resolver import NoData, NoSuchDomain, TemporaryFailure
+from ptt.message import Envelope, Recipient
+from ptt.net.tls import server_context
+from ptt.relay import hop
+from ptt.relay.outcome import Deferred, Delivered, Failed
+
+STARTTLS = b"250-peer\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 8BITMIME\r\n"
+Files = dict[str, pathlib.Path]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Let other greenlets run until it holds."""
+    with gevent.Timeout(5):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+# --- hosts in turn ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(dns: Any) -> None:
+    """example.org has a second MX at 127.0.0.2."""
+    dns.records["example.org"] = [(10, "mx.example.org"), (20, "mx2.example.org")]
+    dns.hosts["mx2.example.org"] = ["127.0.0.2"]
+
+
+@pytest.mark.usefixtures("two")
+def test_first_host_dead(peer: Any, sender: Any) -> None:
+    second = peer(ip="127.0.0.2")
+    relay = sender(second.port)
+    (outcome,) = relay.send()
+    assert isinstance(outcome, Delivered)
+    assert outcome.peer.startswith("mx2.example.org[127.0.0.2]")
+    assert [line["phase"] for line in relay.log()] == ["connect", "end of DATA"]
+    assert relay.relay.site_of("example.org") == "mx.example.org,mx2.example.org"
+    assert relay.relay.site_of("other.example") is None
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("step", ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "dot"])
+def test_first_host_defers(step: str, peer: Any, sender: Any) -> None:
+    first = peer({step: b"451 4.3.0 later\r\n"})
+    second = peer(ip="127.0.0.2", port=first.port)
+    (outcome,) = sender(first.port).send()
+    assert isinstance(outcome, Delivered)
+    assert (first.connections, second.connections) == (1, 1)
+
+
+@pytest.mark.usefixtures("two")
+def test_first_host_does_not_want_us(peer: Any, sender: Any) -> None:
+    first = peer({"greeting": b"554 5.7.1 go away\r\n"})
+    peer(ip="127.0.0.2", port=first.port)
+    assert isinstance(sender(first.port).send()[0], Delivered)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_refusal_for_good_is_not_taken_elsewhere(peer: Any, sender: Any) -> None:
+    first = peer({"RCPT": b"550 5.1.1 unknown\r\n"})
+    second = peer(ip="127.0.0.2", port=first.port)
+    assert isinstance(sender(first.port).send()[0], Failed)
+    assert second.connections == 0
+
+
+@pytest.mark.usefixtures("two")
+def test_maybe_delivered_is_not_taken_elsewhere(peer: Any, sender: Any, action: Any) -> None:
+    first = peer({"dot": action.CUT})
+    second = peer(ip="127.0.0.2", port=first.port)
+    (outcome,) = sender(first.port).send()
+    assert isinstance(outcome, Deferred)
+    assert outcome.maybe
+    assert second.connections == 0
+
+
+def test_several_addresses_of_one_host(dns: Any, peer: Any, sender: Any) -> None:
+    dns.hosts["mx.example.org"] = ["127.0.0.3", "127.0.0.2"]
+    there = peer(ip="127.0.0.2")
+    assert isinstance(sender(there.port).send()[0], Delivered)
+
+
+def test_tries_of_one_attempt_are_bounded(dns: Any, peer: Any, sender: Any, free_port: Callable[[], int]) -> None:
+    dns.hosts["mx.example.org"] = [f"127.0.0.{n}" for n in range(2, 50)]
+    relay = sender(free_port())
+    (outcome,) = relay.send()
+    assert isinstance(outcome, Deferred)
+    assert outcome.enhanced == "4.4.1"
+    assert len(relay.log()) == 5
+    there = [peer({"RCPT": b"450 later\r\n"}, ip="127.0.0.2")]
+    there += [peer({"RCPT": b"450 later\r\n"}, ip=f"127.0.0.{n}", port=there[0].port) for n in (3, 4)]
+    sender(there[0].port).send()
+    assert [p.connections for p in there] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "kind", "enhanced"),
+    [(NoSuchDomain, Failed, "5.4.4"), (NoData, Failed, "5.4.4"), (TemporaryFailure, Deferred, "4.4.3")],
+)
+def test_mx_without_address(dns: Any, sender: Any, addresses: Any, kind: type, enhanced: str) -> None:
+    dns.hosts["mx.example.org"] = addresses
+    (outcome,) = sender().send()
+    assert isinstance(outcome, kind)
+    assert outcome.enhanced == enhanced  # type: ignore[attr-defined]
+
+
+def test_one_temporary_reason_is_enough(dns: Any, two: None, sender: Any) -> None:
+    dns.hosts["mx2.example.org"] = TemporaryFailure
+    dns.hosts["mx.example.org"] = NoData
+    assert isinstance(sender().send()[0], Deferred)
+
+
+@pytest.mark.parametrize("mx", [NoSuchDomain, [(0, ".")], NoData])
+def test_domains_without_mail(dns: Any, sender: Any, mx: Any) -> None:
+    dns.records["example.org"] = mx
+    relay = sender()
+    outcomes = relay.send("a@example.org", "b@example.org")
+    assert all(isinstance(o, Failed) for o in outcomes)
+    assert outcomes[0].enhanced == ("5.1.10" if isinstance(mx, list) else "5.1.2")
+    assert relay.log()
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_private_networks_are_refused(dns: Any, peer: Any, sender: Any, ip: str) -> None:
+    there = peer()
+    dns.hosts["mx.example.org"] = [ip]
+    (outcome,) = sender(there.port, allow_private=False).send()
+    assert isinstance(outcome, Failed)
+    assert "private" in outcome.text
+    assert there.connections == 0
+    (outcome,) = sender(there.port, allow_private=False).send(lane=f"[{'IPv6:' if ':' in ip else ''}{ip}]")
+    assert isinstance(outcome, Failed)
+    assert there.connections == 0
+
+
+def test_localhost_is_not_asked_of_dns(dns: Any, peer: Any, sender: Any) -> None:
+    dns.records["example.org"] = [(10, "localhost")]
+    there = peer()
+    assert isinstance(sender(there.port, allow_private=False).send()[0], Failed)
+    assert isinstance(sender(there.port).send()[0], Delivered)
+
+
+def test_mail_for_ourselves(dns: Any, sender: Any) -> None:
+    dns.records["example.org"] = [(10, "us.example.net")]
+    (outcome,) = sender().send()
+    assert isinstance(outcome, Failed)
+    assert outcome.enhanced == "5.4.6"
+
+
+def test_smarthost(dns: Any, peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(smarthost=f"127.0.0.1:{there.port}", allow_private=False)
+    assert isinstance(relay.send(lane="anything.example")[0], Delivered)
+    assert not dns.asked
+    assert relay.relay.site_of("anything.example") == f"smarthost:127.0.0.1:{there.port}"
+
+
+# --- recipients -------------------------------------------------------------------------------------------------
+
+
+def test_each_recipient_has_its_own_outcome(peer: Any, sender: Any) -> None:
+    there = peer({"RCPT no@example.org": b"550 5.1.1 unknown\r\n", "RCPT later@example.org": b"450 4.2.1 grey\r\n"})
+    relay = sender(there.port)
+    yes, no, later = relay.send("yes@example.org", "no@example.org", "later@example.org")
+    assert isinstance(yes, Delivered)
+    assert isinstance(no, Failed)
+    assert isinstance(later, Deferred)
+    assert relay.log()[0]["delivered"] == 1
+    assert relay.log()[0]["recipients"] == 3
+
+
+@pytest.mark.parametrize("ehlo", [b"250-peer\r\n250 PIPELINING\r\n", b"250 peer\r\n"])
+def test_lost_after_some_were_refused(ehlo: bytes, peer: Any, sender: Any, action: Any) -> None:
+    there = peer({"EHLO": ehlo, "RCPT no@example.org": b"550 5.1.1 unknown\r\n", "dot": action.CUT})
+    no, yes = sender(there.port).send("no@example.org", "yes@example.org")
+    assert isinstance(no, Failed)
+    assert isinstance(yes, Deferred)
+    assert yes.maybe
+
+
+def test_many_recipients_go_in_several_transactions(peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(there.port)
+    outcomes = relay.send(*(f"u{n}@example.org" for n in range(250)))
+    assert all(isinstance(o, Delivered) for o in outcomes)
+    assert (there.connections, len(there.contents), relay.marks) == (1, 3, 3)
+    assert sum(c.startswith("RCPT") for c in there.commands) == 250
+
+
+def test_addresses_that_cannot_be_sent(peer: Any, sender: Any) -> None:
+    there = peer()
+    assert isinstance(sender(there.port).send("a\r\nDATA@example.org")[0], Failed)
+    assert not there.contents
+    (outcome,) = sender(there.port).send("jos\u00e9@example.org")
+    assert isinstance(outcome, Failed)
+    assert outcome.enhanced == "5.6.7"
+
+
+def test_dsn_parameters_go_to_those_who_know_them(peer: Any, sender: Any) -> None:
+    there = peer({"EHLO": b"250-peer\r\n250 DSN\r\n"}, {"EHLO": b"250 peer\r\n"})
+    relay = sender(there.port, messages_per_connection=1)
+    envelope = Envelope("me@example.net", 1, ret="HDRS", envid="a b")
+    wanted = [(1, Recipient("x@example.org", "NEVER", "rfc822;x@example.org"))]
+    for _ in range(2):
+        relay.relay.deliver("example.org", envelope, "id", wanted, [b"a: b\r\n\r\n"], relay.mark)
+    assert there.commands[1:3] == [
+        "MAIL FROM:<me@example.net> RET=HDRS ENVID=a+20b",
+        "RCPT TO:<x@example.org> NOTIFY=NEVER ORCPT=rfc822;x@example.org",
+    ]
+    assert "MAIL FROM:<me@example.net>" in there.commands
+    assert "RCPT TO:<x@example.org>" in there.commands
+
+
+# --- connections kept -------------------------------------------------------------------------------------------
+
+
+def test_connections_are_reused(peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(there.port)
+    for _ in range(3):
+        assert isinstance(relay.send()[0], Delivered)
+    assert there.connections == 1
+    assert "RSET" not in there.commands
+    assert [line["reused"] for line in relay.log()] == [False, True, True]
+
+
+def test_domains_with_the_same_hosts_share_connections(dns: Any, peer: Any, sender: Any) -> None:
+    dns.records["example.com"] = [(5, "mx.example.org")]
+    there = peer()
+    relay = sender(there.port)
+    relay.send()
+    relay.send("x@example.com", lane="example.com")
+    assert there.connections == 1
+
+
+def test_messages_of_a_connection_are_bounded(peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(there.port, messages_per_connection=2)
+    for _ in range(4):
+        relay.send()
+    assert there.connections == 2
+    until(lambda: there.commands.count("QUIT") == 2)
+
+
+def test_a_refused_recipient_does_not_cost_the_connection(peer: Any, sender: Any) -> None:
+    there = peer({"RCPT no@example.org": b"550 5.1.1 unknown\r\n"})
+    relay = sender(there.port)
+    assert isinstance(relay.send("no@example.org")[0], Failed)
+    assert isinstance(relay.send()[0], Delivered)
+    assert there.connections == 1
+
+
+@pytest.mark.parametrize("stale", ["CUT", "RESET", b"421 4.4.2 idle too long\r\n"])
+def test_a_stale_connection_is_replaced_unnoticed(stale: Any, peer: Any, sender: Any, action: Any) -> None:
+    there = peer({"idle": action[stale] if isinstance(stale, str) else stale}, {})
+    relay = sender(there.port)
+    assert isinstance(relay.send()[0], Delivered)
+    assert isinstance(relay.send()[0], Delivered)
+    assert there.connections == 2
+    assert len(relay.log()) == 2
+
+
+@pytest.mark.parametrize("answer", [b"421 4.4.2 too late\r\n", "CUT"])
+def test_a_connection_that_dies_at_mail_is_replaced(answer: Any, peer: Any, sender: Any, action: Any) -> None:
+    answer = action[answer] if isinstance(answer, str) else answer
+    there = peer({"MAIL": [b"250 ok\r\n", answer]}, {})
+    relay = sender(there.port)
+    relay.send()
+    assert isinstance(relay.send()[0], Delivered)
+    assert there.connections == 2
+    assert len(relay.log()) == 2
+
+
+def test_idle_connections_are_closed_in_time(peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(there.port, idle_seconds=0.02)
+    relay.send()
+    assert len(relay.relay.idle) == 1
+    until(lambda: len(relay.relay.idle) == 0)
+    until(lambda: "QUIT" in there.commands)
+
+
+def test_close_and_reload_close_what_is_idle(peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(there.port)
+    for close in (relay.relay.reload, relay.relay.close):
+        relay.send()
+        assert len(relay.relay.idle) == 1
+        close()
+        assert len(relay.relay.idle) == 0
+
+
+def test_a_delivery_that_is_killed_closes_its_connection(peer: Any, sender: Any, action: Any) -> None:
+    there = peer({"DATA": action.HANG})
+    relay = sender(there.port)
+    delivery = gevent.spawn(relay.send)
+    until(lambda: "DATA" in there.commands)
+    delivery.kill()
+    assert len(relay.relay.idle) == 0
+
+
+def test_a_fault_of_our_own_leaves_and_closes(peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(there.port)
+
+    def broken() -> None:
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        relay.relay.deliver(
+            "example.org", Envelope("a@b", 1), "id", [(1, Recipient("x@example.org"))], [b"a: b\r\n"], broken
+        )
+    assert len(relay.relay.idle) == 0
+    assert not there.contents
+
+
+def test_many_at_once(peer: Any, sender: Any) -> None:
+    there = peer()
+    relay = sender(there.port)
+    jobs = [gevent.spawn(relay.send) for _ in range(40)]
+    assert all(isinstance(job.get(timeout=20)[0], Delivered) for job in jobs)
+    assert len(there.contents) == 40
+    assert len(relay.relay.idle) == 20
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mx_tls(certificates: Files) -> Any:
+    return server_context(str(certificates["mx"]), str(certificates["mx.key"]))
+
+
+def test_starttls_is_used_when_offered(peer: Any, sender: Any, mx_tls: Any) -> None:
+    there = peer({"EHLO": STARTTLS}, tls=mx_tls)
+    relay = sender(there.port)
+    assert isinstance(relay.send()[0], Delivered)
+    assert isinstance(relay.send()[0], Delivered)
+    assert there.connections == 1
+    assert there.commands[:3] == ["EHLO us.example.net", "STARTTLS", "EHLO us.example.net"]
+    assert all(line["tls"].startswith("TLSv1.3 ") for line in relay.log())
+
+
+def test_starttls_can_be_switched_off(peer: Any, sender: Any, mx_tls: Any) -> None:
+    there = peer({"EHLO": STARTTLS}, tls=mx_tls)
+    relay = sender(there.port, tls="none")
+    assert isinstance(relay.send()[0], Delivered)
+    assert relay.log()[-1]["tls"] == ""
+
+
+@pytest.mark.parametrize("junk", [b"this is not TLS\r\n", "CUT", "RESET"])
+def test_a_failed_handshake_falls_back_to_clear(junk: Any, peer: Any, sender: Any, mx_tls: Any, action: Any) -> None:
+    there = peer({"EHLO": STARTTLS, "tls": action[junk] if isinstance(junk, str) else junk}, tls=mx_tls)
+    relay = sender(there.port)
+    assert isinstance(relay.send()[0], Delivered)
+    assert there.connections == 2
+    assert relay.log()[0]["event"] == "TLS failed, going on without"
+    assert relay.log()[-1]["tls"] == ""
+
+
+def test_refused_starttls_goes_on_in_clear(peer: Any, sender: Any) -> None:
+    there = peer({"EHLO": STARTTLS, "STARTTLS": b"454 4.7.0 not now\r\n"})
+    assert isinstance(sender(there.port).send()[0], Delivered)
+    assert there.connections == 1
+
+
+def test_bytes_behind_starttls_are_not_believed(peer: Any, sender: Any, mx_tls: Any) -> None:
+    """Replies injected in clear: the session is given up; what follows is a connection without TLS."""
+    there = peer({"EHLO": STARTTLS, "STARTTLS": b"220 go\r\n250 injected\r\n"}, tls=mx_tls)
+    relay = sender(there.port)
+    assert isinstance(relay.send()[0], Delivered)
+    assert relay.log()[0]["event"] == "TLS failed, going on without"
+
+
+@pytest.mark.parametrize(
+    ("plan", "name", "good"),
+    [
+        ({"EHLO": STARTTLS}, "mx.example.org", True),
+        ({"EHLO": STARTTLS}, "mx9.example.org", False),
+        ({"EHLO": STARTTLS, "STARTTLS": b"454 no\r\n"}, "mx.example.org", False),
+        ({}, "mx.example.org", False),
+    ],
+)
+def test_verified_tls(
+    plan: Any,
+    name: str,
+    good: bool,
+    dns: Any,
+    peer: Any,
+    sender: Any,
+    mx_tls: Any,
+    certificates: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates["ca"]))  # in place of the system's CAs
+    dns.records["example.org"] = [(10, name)]
+    dns.hosts[name] = ["127.0.0.1"]
+    there = peer(plan, tls=mx_tls)
+    (outcome,) = sender(there.port, tls="verify").send()
+    assert isinstance(outcome, Delivered) == good
+    assert bool(there.contents) == good
+    if not good:
+        assert isinstance(outcome, Deferred)
+        assert outcome.enhanced == "4.7.5"
+
+
+# --- the hops between roles -------------------------------------------------------------------------------------
+
+
+def files_of(certificates: Files, name: str) -> Tls:
+    return Tls(
+        internal_certificate=str(certificates[name]),
+        internal_key=str(certificates[f"{name}.key"]),
+        internal_ca=str(certificates["ca"]),
+    )
+
+
+def role_listener(certificates: Files, name: str) -> Any:
+    return server_context(str(certificates[name]), str(certificates[f"{name}.key"]), client_ca=str(certificates["ca"]))
+
+
+HOP_PLAN = {"EHLO": b"250-peer\r\n250-PIPELINING\r\n250-STARTTLS\r\n250-XPTT\r\n250 8BITMIME\r\n"}
+
+
+@pytest.fixture
+def to_hop(certificates: Files, sender: Any, peer: Any) -> Callable[..., Any]:
+    """A function: a relay of role signer with a next hop that shows the certificate ``name``."""
+
+    def make(name: str = "relay", plan: Any = HOP_PLAN, **settings: Any) -> Any:
+        there = peer(plan, tls=role_listener(certificates, name))
+        where = f"127.0.0.1:{there.port}"
+        tls = files_of(certificates, "submission")
+        return there, sender(role="signer", files=tls, next_hop=where, waits=2.0, **settings), hop.LANE + where
+
+    return make
+
+
+def test_next_hop_gets_the_envelope(to_hop: Any) -> None:
+    there, relay, lane = to_hop(next_hop_name="mx.example.org", allow_private=False)
+    envelope = Envelope("me@example.net", 7, "example.net", user="me", commit="abc")
+    (outcome,) = relay.send(lane=lane, envelope=envelope)
+    assert isinstance(outcome, Delivered)
+    mail = next(c for c in there.commands if c.startswith("MAIL"))
+    assert hop.decode(mail.rpartition("XPTT=")[2]) == envelope
+    assert relay.log()[-1]["tls"].startswith("TLSv1.3 ")
+    assert relay.relay.site_of(lane) == lane
+    relay.send(lane=lane)
+    assert there.connections == 1
+
+
+def test_every_lane_leads_to_the_next_hop(to_hop: Any) -> None:
+    there, relay, _ = to_hop()
+    assert isinstance(relay.send(lane="example.org")[0], Delivered)
+    assert there.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "settings"),
+    [
+        ("stranger", HOP_PLAN, {}),  # certificate of another CA
+        ("mx", HOP_PLAN, {}),  # of our CA, but no role
+        ("submission", HOP_PLAN, {}),  # another role than the next one
+        ("relay", HOP_PLAN, {"next_hop_name": "else.example.org"}),  # another host
+        ("relay", {}, {}),  # TLS is not offered
+        ("relay", {**HOP_PLAN, "STARTTLS": b"454 4.7.0 no\r\n"}, {}),
+        ("relay", {**HOP_PLAN, "tls": b"junk junk junk\r\n"}, {}),
+    ],
+)
+def test_a_next_hop_that_is_not_who_it_should_be(name: str, plan: Any, settings: Any, to_hop: Any) -> None:
+    there, relay, lane = to_hop(name, plan, **settings)
+    (outcome,) = relay.send(lane=lane)
+    assert isinstance(outcome, Deferred)
+    assert not there.contents
+    assert not any(c.startswith("MAIL") for c in there.commands)
+    assert there.connections == 1
+    assert relay.marks == 0
+
+
+def test_strangers_never_see_the_envelope(peer: Any, sender: Any, mx_tls: Any) -> None:
+    there = peer(HOP_PLAN, tls=mx_tls)
+    assert isinstance(sender(there.port).send()[0], Delivered)
+    assert not any("XPTT" in c for c in there.commands)
+
+
+def test_a_hop_that_dns_does_not_know_yet_is_waited_for(certificates: Files, sender: Any) -> None:
+    tls = files_of(certificates, "submission")
+    relay = sender(role="signer", files=tls, next_hop="relay.example.net:25")
+    (outcome,) = relay.send(lane="hop:relay.example.net:25")
+    assert isinstance(outcome, Deferred)
+    assert outcome.enhanced == "4.4.3"
+
+
+def test_certificates_that_are_missing(sender: Any, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        sender(role="signer", files=Tls(str(tmp_path / "a")), next_hop="127.0.0.1:25")
