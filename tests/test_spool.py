@@ -197,7 +197,7 @@ def test_put_whose_caller_gave_up_is_taken_back(world):
     eventually(lambda: not spool.link.calls)
     with world.admin() as admin:
         eventually(lambda: admin.stats().messages == 0)
-        assert admin.stats().requests["Put"] == 1
+        assert admin.stats().requests["put"] == 1
 
 
 @pytest.mark.slow

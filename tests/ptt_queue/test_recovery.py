@@ -11,7 +11,7 @@ from ptt_queue.protocol import PART_BYTES, PART_CHUNKS, Frames
 from ptt_queue.queue import Settings
 from ptt_queue.session import Session
 from ptt_queue.testing import HOUR, new_message, now_ms
-from ptt_queue.types import GroupLimit, Item, NewTask, PutResult, Refusal, Settle, SettleResult, State, Task
+from ptt_queue.types import Filter, GroupLimit, Item, NewTask, PutResult, Refusal, Settle, SettleResult, State, Task
 
 CLIENT = b"c" * 16
 
@@ -526,3 +526,14 @@ def test_results_are_the_shipped_types(in_process):
         result = client.put(new_message(due=now_ms() + HOUR), b"body")
         assert result == PutResult(None, [])
         assert client.settle(Settle(b"x" * 12, 1)) == SettleResult(False, [])
+
+
+def test_only_what_was_written_counts_as_a_commit(in_process):
+    with in_process.client() as client:
+        client.put(new_message(), b"body", lease=False)
+        before = client.stats()
+        client.list(Filter())
+        assert client.stats().commits == before.commits
+        client.put(new_message(), b"body", lease=False)
+        after = client.stats()
+        assert (after.commits, sum(after.commit_counts)) == (before.commits + 1, before.commits + 1)

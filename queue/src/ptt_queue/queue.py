@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import time
+import typing
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -53,6 +54,7 @@ COLLECT_CHUNKS = 512  # orphan chunks deleted in one transaction
 RETRY_MS = 1000  # after a group that failed, what nobody waits for is tried again
 
 Arrived = tuple[Session, Request, bytes]
+_NAMES: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in typing.get_args(Request)}
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -102,6 +104,7 @@ class Queue:
         self.requests = Requests(self.leasing, self.sessions, lambda: self.full, txn.orphans())
         txn.abort()
         self._claims_until = now + settings.grace_ms if settings.clients else now
+        self._last_txn = 0
         self._space_at = self._minute_at = self._retry_at = 0
         self._serving: dict[type, Callable[[Batch, Session, Any, bytes], None]] = {
             Hello: self.requests.hello,
@@ -138,6 +141,7 @@ class Queue:
     def clock_set(self, by: int) -> None:
         """The wall clock was moved: what is measured from now on in milliseconds moves with it."""
         self._claims_until += by
+        self._last_txn = 0
         self._space_at = self._minute_at = self._retry_at = 0
         self.leasing.clock_set(by)
         for waiter in self.waiters:
@@ -196,7 +200,8 @@ class Queue:
         kind = type(request)
         if session.broken:
             return
-        self.counted[kind.__name__] = self.counted.get(kind.__name__, 0) + 1
+        name = _NAMES[kind]
+        self.counted[name] = self.counted.get(name, 0) + 1
         try:
             if not session.client and kind is not Hello:
                 raise ProtocolError("the first request of a connection is hello")
@@ -227,6 +232,10 @@ class Queue:
         self.full = self.used > self.settings.max_bytes or self.free < self.settings.min_free_bytes
 
     def _observe(self, seconds: float) -> None:
+        last: int = self.store.env.info()["last_txnid"]
+        if last == self._last_txn:  # nothing was written, so nothing was synced
+            return
+        self._last_txn = last
         self.commits += 1
         self.commit_seconds += seconds
         self.commit_counts[bisect.bisect_left(self.settings.commit_bounds, seconds)] += 1
