@@ -123,9 +123,7 @@ class Peer:
             self.commands.append(command)
             verb = command[:4].upper() if command.upper() != "STARTTLS" else "STARTTLS"
             key = "RCPT " + command.partition("<")[2].partition(">")[0]
-            answer = plan.get(key if key in plan else verb, b"500 what?\r\n")
-            if isinstance(answer, list):
-                answer, plan[verb] = answer[0], answer[1:] or answer
+            answer = self._answer(plan, key if key in plan else verb)
             self._do(stream, sock, answer)
             if answer == b"220 go\r\n":
                 self._do(stream, sock, plan.get("tls", b""))
@@ -133,10 +131,16 @@ class Peer:
             if answer == b"354 go\r\n":
                 data, content = self._until(stream, b"\r\n" + data, b"\r\n.\r\n")
                 self.contents.append(content[2:] + b"\r\n")
-                self._do(stream, sock, plan["dot"])
+                self._do(stream, sock, self._answer(plan, "dot"))
                 self._do(stream, sock, plan.get("idle", b""))
             if verb == "QUIT":
                 return
+
+    def _answer(self, plan: Plan, key: str) -> bytes | Action:
+        answer: Any = plan.get(key, b"500 what?\r\n")
+        if isinstance(answer, list):
+            answer, plan[key] = answer[0], answer[1:] or answer
+        return answer  # type: ignore[no-any-return]
 
     def _do(self, stream: Stream, sock: socket.socket, what: bytes | Action) -> None:
         if what is Action.HANG:

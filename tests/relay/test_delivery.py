@@ -281,6 +281,57 @@ def test_a_connection_that_dies_at_mail_is_replaced(answer: Any, peer: Any, send
     assert len(relay.log()) == 2
 
 
+def test_a_kept_connection_lost_after_the_final_dot_is_not_replaced(peer: Any, sender: Any, action: Any) -> None:
+    """That would be a duplicate: the peer may have the message."""
+    there = peer({"dot": [b"250 ok\r\n", action.CUT]}, {})
+    relay = sender(there.port)
+    relay.send()
+    (outcome,) = relay.send()
+    assert isinstance(outcome, Deferred)
+    assert outcome.maybe
+    assert (there.connections, len(there.contents)) == (1, 2)
+
+
+def test_a_kept_connection_that_hangs_is_not_replaced_at_once(peer: Any, sender: Any, action: Any) -> None:
+    """It took its time-out already; and the same host is not asked twice in one attempt."""
+    there = peer({"MAIL": [b"250 ok\r\n", action.HANG]}, {})
+    relay = sender(there.port, waits=0.1)
+    relay.send()
+    (outcome,) = relay.send()
+    assert isinstance(outcome, Deferred)
+    assert outcome.enhanced == "4.4.1"
+    assert there.connections == 1
+
+
+def test_what_a_kept_connection_said_before_it_died_counts(peer: Any, sender: Any, action: Any) -> None:
+    no = b"550 5.1.1 unknown\r\n"
+    there = peer({"EHLO": b"250 peer\r\n", "RCPT no@example.org": no, "RCPT": [b"250 ok\r\n", action.CUT]}, {})
+    relay = sender(there.port)
+    relay.send()
+    no_more, lost = relay.send("no@example.org", "lost@example.org")
+    assert isinstance(no_more, Failed)
+    assert isinstance(lost, Deferred)
+    assert there.connections == 1
+
+
+def test_closing_down_after_the_content_is_an_answer(peer: Any, sender: Any) -> None:
+    there = peer({"dot": [b"250 ok\r\n", b"421 4.3.2 shutting down\r\n"]}, {})
+    relay = sender(there.port)
+    relay.send()
+    (outcome,) = relay.send()
+    assert isinstance(outcome, Deferred)
+    assert not outcome.maybe
+    assert there.connections == 1
+
+
+def test_the_host_of_a_kept_connection_is_not_asked_again(peer: Any, sender: Any) -> None:
+    there = peer({"RCPT": [b"250 ok\r\n", b"450 4.2.1 later\r\n"]})
+    relay = sender(there.port)
+    relay.send()
+    assert isinstance(relay.send()[0], Deferred)
+    assert there.connections == 1
+
+
 def test_idle_connections_are_closed_in_time(peer: Any, sender: Any) -> None:
     there = peer()
     relay = sender(there.port, idle_seconds=0.02)
