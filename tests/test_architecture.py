@@ -57,7 +57,8 @@ ONLY_THESE_KNOW_THE_QUEUE = (
     "ptt.submission.accept",
     "ptt.service",
     "ptt.cli.queue",
-    "ptt.cli.check",
+    "ptt.cli.queue_access",
+    "ptt.cli.check_files",
 )
 
 

@@ -104,7 +104,8 @@ def instructions(sandbox: Sandbox) -> None:
     )
     say(
         f"  printf 'From: {USER}\\r\\nSubject: hello\\r\\n\\r\\nhello\\r\\n' | "
-        f"curl --url smtps://{host}:{port} --cacert {ca} --user {USER}:{secret} --mail-from {USER} --mail-rcpt {RECIPIENT} -T -"
+        f"curl --url smtps://{host}:{port} --cacert {ca} --user {USER}:{secret} "
+        f"--mail-from {USER} --mail-rcpt {RECIPIENT} -T -"
     )
     say(
         f"  python3 -c \"import smtplib, ssl; s = smtplib.SMTP_SSL('{host}', {port}, "

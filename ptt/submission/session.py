@@ -33,8 +33,8 @@ from ptt.smtp.events import (
     ServerEvent,
     StartTls,
 )
-from ptt.smtp.reply import Reply
 from ptt.smtp.replies import AUTH_FAILED, LOCAL_ERROR
+from ptt.smtp.reply import Reply
 from ptt.smtp.server import ServerSession
 from ptt.submission import policy
 from ptt.submission.accept import Accept, Offer
