@@ -27,11 +27,11 @@ $(VENV)/bin/python:
 	echo "environment: $$("$$found" -V) in $(VENV)"; "$$found" -m venv $(VENV)
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo "installing the service"; $(BIN)/python -m pip install -q -e . && touch $@
+	@echo "installing the service"; $(BIN)/python -m pip install -qq -e . && touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing the service and the development tools"; \
-	$(BIN)/python -m pip install -q -e '.[dev]' && touch $@ $(VENV)/.run
+	$(BIN)/python -m pip install -qq -e '.[dev]' && touch $@ $(VENV)/.run
 
 run: $(VENV)/.run
 	@exec $(BIN)/python -m ptt.cli.tryout $(ARGS)

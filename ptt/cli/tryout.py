@@ -5,6 +5,7 @@ Everything lives in the directory ``run`` beside the project's files; removing i
 
 from __future__ import annotations
 
+import email.policy
 import pathlib
 import signal
 import sys
@@ -43,7 +44,7 @@ def submit(sandbox: Sandbox) -> str:
     message = first_message()
     code, text = client.mail(USER)
     code, text = client.rcpt(RECIPIENT)
-    code, text = client.data(message.as_bytes())
+    code, text = client.data(message.as_bytes(policy=email.policy.SMTP))
     client.quit()
     if code != 250:
         raise SandboxError(f"the first message was refused: {code} {text!r}")
