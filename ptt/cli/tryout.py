@@ -105,7 +105,7 @@ def instructions(sandbox: Sandbox) -> None:
     )
     say(
         f"  printf 'From: {USER}\\r\\nSubject: hello\\r\\n\\r\\nhello\\r\\n' | "
-        f"curl --url smtps://{host}:{port} --cacert {ca} --user {USER}:{secret} "
+        f"curl -sS --url smtps://{host}:{port} --cacert {ca} --user {USER}:{secret} "
         f"--mail-from {USER} --mail-rcpt {RECIPIENT} -T -"
     )
     say(
