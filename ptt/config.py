@@ -123,6 +123,7 @@ class Relay(_Section, frozen=True):
     command_seconds: Seconds = 300.0  # RFC 5321 4.5.3.2
     data_seconds: Seconds = 180.0
     final_dot_seconds: Seconds = 600.0
+    on_maybe: Literal["retry", "hold"] = "retry"  # mail whose last attempt may have delivered it: hold for an operator
     retry: Retry = Retry()
 
 

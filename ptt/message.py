@@ -16,6 +16,18 @@ class Stage(enum.IntEnum):
     DELIVER = 2  # lane: the recipients' domain, or the configured next hop
 
 
+class Schedule(msgspec.Struct, frozen=True):
+    """When a new message is sent, beside at once: what its submitter may ask for. Times in ms since the epoch."""
+
+    not_before: int = 0  # 0: at once
+    expires: int = 0  # 0: the configured age after it may first be sent
+    priority: int = 1  # 0 urgent, 1 normal, 2 bulk
+    hold: bool = False  # not before an operator releases it
+
+
+AT_ONCE = Schedule()
+
+
 class Recipient(msgspec.Struct, array_like=True, frozen=True):
     """One forward-path (RFC 5321 4.1.1.3), without brackets, with its DSN parameters (RFC 3461)."""
 
@@ -80,14 +92,34 @@ class Reply(msgspec.Struct, array_like=True, frozen=True):
     phase: str
     peer: str
     items: list[int]  # ids of the recipients
+    tls: str = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384", "" in clear
+
+
+HISTORY_ATTEMPTS = 20  # kept of a task; those that ended alike in a row are one: five days of retries fit
+HISTORY_TIMES = 50  # of attempts that ended alike
+HISTORY_CHARS = 200  # of a text
+
+
+class Attempt(msgspec.Struct, array_like=True, frozen=True):
+    """A former attempt, or several in a row that ended alike: what was said to most of its recipients."""
+
+    times: list[int]  # ms since the epoch
+    text: str
+    phase: str
+    peer: str
+    tls: str
+    recipients: int  # for whom it did not succeed
+    maybe: bool = False  # it may have delivered
 
 
 class Note(msgspec.Struct, array_like=True, frozen=True):
-    """The result of the last attempt of a task: the queue's ``note``."""
+    """The result of the last attempt of a task, and those before it in short: the queue's ``note``."""
 
     when: int  # ms since the epoch
     replies: list[Reply]
     maybe: bool = False  # that an attempt may have delivered it was logged and counted
+    history: list[Attempt] = []  # oldest first, without the last
+    held: str = ""  # the policy that stopped it, "" when an operator did
 
 
 NOTE = msgspec.msgpack.Decoder(Note)
@@ -99,3 +131,27 @@ def decode_note(note: bytes) -> Note | None:
         return NOTE.decode(note) if note else None
     except msgspec.MsgspecError:
         return None
+
+
+def attempts_of(note: Note | None) -> list[Attempt]:
+    """All attempts that a note tells of, oldest first."""
+    if note is None:
+        return []
+    if not note.replies:
+        return note.history
+    most = max(note.replies, key=lambda reply: len(reply.items))
+    recipients = sum(len(reply.items) for reply in note.replies)
+    text = most.text[:HISTORY_CHARS]
+    last = Attempt([note.when], text, most.phase, most.peer, most.tls, recipients, note.maybe)
+    before = note.history[-1:]
+    if before and msgspec.structs.replace(before[0], times=last.times) == last:
+        times = [*before[0].times, note.when]
+        kept = times if len(times) <= HISTORY_TIMES else [times[0], *times[1 - HISTORY_TIMES :]]
+        return [*note.history[:-1], msgspec.structs.replace(last, times=kept)]
+    return [*note.history, last]
+
+
+def history_of(note: Note | None) -> list[Attempt]:
+    """The same, as the next note keeps it: beyond HISTORY_ATTEMPTS the first and the latest."""
+    found = attempts_of(note)
+    return found if len(found) <= HISTORY_ATTEMPTS else [found[0], *found[1 - HISTORY_ATTEMPTS :]]

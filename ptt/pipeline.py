@@ -19,7 +19,7 @@ from ptt_queue.types import GroupLimit, NewMessage, NewTask, PutResult, Settle, 
 from ptt import plan
 from ptt.config import Config
 from ptt.log import Log
-from ptt.message import ENVELOPE, Envelope, Recipient, Stage, new_id, show_id
+from ptt.message import AT_ONCE, ENVELOPE, Envelope, Recipient, Schedule, Stage, new_id, show_id
 from ptt.metrics import Counters
 from ptt.relay.bounce import bounce
 from ptt.relay.delivery import Relay
@@ -70,12 +70,19 @@ class Pipeline:
 
     # -- in ------------------------------------------------------------------------------------------------
 
-    def accept(self, id: bytes, envelope: Envelope, recipients: Sequence[Recipient], body: bytes) -> PutResult:
+    def accept(
+        self,
+        id: bytes,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        body: bytes,
+        schedule: Schedule = AT_ONCE,
+    ) -> PutResult:
         """Commit a new message and start on it at once if there is room. Returns when it is on stable storage.
 
-        Raises SpoolUnavailable.
+        ``schedule``: not before, expiry, priority, hold. Raises SpoolUnavailable.
         """
-        message = plan.new_message(id, envelope, recipients, len(body), self.config, self.now_ms())
+        message = plan.new_message(id, envelope, recipients, len(body), self.config, self.now_ms(), schedule)
         room = not self.stopping and not self.pool.full() and self.held_bytes + len(body) <= HELD_BYTES
         result = self.spool.put(message, body, lease=room)
         for task in result.leased:
@@ -113,6 +120,9 @@ class Pipeline:
             envelope = ENVELOPE.decode(task.meta)
             if task.maybe and not plan.is_told(task):  # the lease before this one ended with a process
                 self._tell_maybe(task, len(task.items))
+            if plan.must_hold(task, self.config):
+                self._hold(task)
+                return
             content = self.spool.body(task) if body is None else body
             if task.stage == Stage.SIGN:
                 self._sign(task, envelope, content)
@@ -124,6 +134,11 @@ class Pipeline:
             self._our_fault(task, e)
         finally:
             self.held_bytes -= task.size
+
+    def _hold(self, task: Task) -> None:
+        """Leave it to the operator, who may know whether it arrived."""
+        self.spool.settle(plan.held(task, self.now_ms()))
+        self.log.warning("held", reason=plan.MAYBE_DELIVERED, **plan.describe(task))
 
     def _our_fault(self, task: Task, error: Exception) -> None:
         self.counters.count("ptt_errors_total", "pipeline")
@@ -156,7 +171,7 @@ class Pipeline:
         self.counters.count("ptt_signed_total", result.domain)
         self.log.event("signed", id=show_id(task.message), domain=result.domain, selectors=result.selectors)
         now = self.now_ms()
-        tasks = plan.deliver_tasks(task.items, self.config, now, envelope.bounce, task.maybe)
+        tasks = plan.deliver_tasks(task.items, self.config, now, envelope.bounce, task.maybe, task.note)
         if task.then and len(tasks) == 1:
             self._deliver(task, envelope, body, tasks[0].lane, result.prefix)
             return
@@ -181,7 +196,7 @@ class Pipeline:
             due,
             plan.then_of(task.items, self.config, envelope.bounce),
             attempts=task.attempts + 1,
-            note=plan.note_of(outcomes, now, task.maybe),
+            note=plan.note_of(outcomes, now, task.maybe, task.note),
             maybe=task.maybe,
         )
         self.spool.settle(Settle(task.message, task.number, [again]))
@@ -217,6 +232,8 @@ class Pipeline:
     ) -> None:
         """Settle, with the bounce for those who failed, in one transaction."""
         failures = plan.failures_of(task, outcomes, expired)
+        for failure in failures:
+            self._tell_failed(task, failure)
         puts, bodies = [], []
         if failures and (made := self._bounce(task, envelope, content, failures)):
             puts, bodies = [made[0]], [made[1]]
@@ -225,6 +242,11 @@ class Pipeline:
         )
         if not result.stored:
             self.log.warning("lease lost before it was settled", **plan.describe(task))
+
+    def _tell_failed(self, task: Task, failure: plan.Failure) -> None:
+        outcome = failure.outcome
+        what = {"to": failure.recipient.address, "peer": outcome.peer, "phase": outcome.phase, "reply": outcome.text}
+        self.log.warning("failed", **what, **plan.describe(task))
 
     def _bounce(
         self, task: Task, envelope: Envelope, content: list[bytes], failures: list[plan.Failure]

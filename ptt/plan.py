@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from ptt_queue.types import Item, NewMessage, NewTask, Settle, Task
+from ptt_queue.types import Item, NewMessage, NewTask, Settle, State, Task
 
 from ptt.config import Config
 from ptt.message import (
+    AT_ONCE,
     NOTE_REPLIES,
     NOTE_REPLY_CHARS,
     RECIPIENT,
@@ -20,16 +21,19 @@ from ptt.message import (
     Note,
     Recipient,
     Reply,
+    Schedule,
     Stage,
     decode_note,
     domain_of,
     encode,
+    history_of,
     show_id,
 )
+from ptt.relay.hop import LANE
 from ptt.relay.outcome import Deferred, Failed, Outcome
 
-HOP = "hop:"
-"""Prefix of the lanes that lead to another role of ours; no domain contains a colon."""
+MAYBE_DELIVERED = "maybe delivered"
+"""The policy that a note names when a task is held for it."""
 
 SIGN_RETRY_CEILING_MS = 60_000  # a key that is back or served again is used within a minute
 
@@ -44,9 +48,9 @@ class Failure(msgspec.Struct, frozen=True):
 def lane_of(address: str, config: Config, bounce: bool = False) -> str:
     """The lane that an address waits in: its domain, the smarthost, or the next role."""
     if bounce and config.relay.bounce_hop:
-        return HOP + config.relay.bounce_hop
+        return LANE + config.relay.bounce_hop
     if config.relay.next_hop:
-        return HOP + config.relay.next_hop
+        return LANE + config.relay.next_hop
     return domain_of(address)
 
 
@@ -59,13 +63,22 @@ def recipients_of(items: Sequence[Item]) -> list[tuple[int, Recipient]]:
 
 
 def deliver_tasks(
-    items: Sequence[Item], config: Config, due: int, bounce: bool = False, maybe: bool = False
+    items: Sequence[Item], config: Config, due: int, bounce: bool = False, maybe: bool = False, note: bytes = b""
 ) -> list[NewTask]:
-    """One task for each lane, recipients in the order given."""
+    """One task for each lane, recipients in the order given. ``note``: of the former stage, kept as history."""
     lanes: dict[str, list[Item]] = {}
     for item in items:
         lanes.setdefault(lane_of(RECIPIENT.decode(item.data).address, config, bounce), []).append(item)
-    return [NewTask(Stage.DELIVER, lane, some, due, maybe=maybe) for lane, some in lanes.items()]
+    told = _carried(note)
+    return [NewTask(Stage.DELIVER, lane, some, due, note=told, maybe=maybe) for lane, some in lanes.items()]
+
+
+def _carried(note: bytes) -> bytes:
+    """The attempts of a note without the recipients that each reply was about."""
+    before = decode_note(note)
+    if before is None:
+        return b""
+    return encode(msgspec.structs.replace(before, replies=[], history=history_of(before)))
 
 
 def then_of(items: Sequence[Item], config: Config, bounce: bool = False) -> str:
@@ -83,12 +96,21 @@ def first_tasks(envelope: Envelope, items: Sequence[Item], config: Config, due: 
 
 
 def new_message(
-    id: bytes, envelope: Envelope, recipients: Sequence[Recipient], size: int, config: Config, now: int
+    id: bytes,
+    envelope: Envelope,
+    recipients: Sequence[Recipient],
+    size: int,
+    config: Config,
+    now: int,
+    schedule: Schedule = AT_ONCE,
 ) -> NewMessage:
-    """The queue's record of a new message, due at once."""
-    expires = now + int(config.queue.max_age_seconds * 1000)
-    tasks = first_tasks(envelope, items_of(recipients), config, now)
-    return NewMessage(id, encode(envelope), tasks, size, now, expires)
+    """The queue's record of a new message, due at once or as its schedule says."""
+    due = max(now, schedule.not_before)
+    expires = schedule.expires or due + int(config.queue.max_age_seconds * 1000)
+    tasks = first_tasks(envelope, items_of(recipients), config, due)
+    if schedule.hold:
+        tasks = [msgspec.structs.replace(task, state=State.HELD) for task in tasks]
+    return NewMessage(id, encode(envelope), tasks, size, now, expires, schedule.priority)
 
 
 def sign_retry_ms(attempts: int) -> int:
@@ -102,15 +124,33 @@ def is_told(task: Task) -> bool:
     return note is not None and note.maybe
 
 
-def note_of(outcomes: Mapping[int, Outcome], now: int, maybe: bool = False) -> bytes:
-    """The note of an attempt: its distinct replies, each with the recipients that it concerns."""
-    replies: dict[tuple[str, str, str], list[int]] = {}
+def must_hold(task: Task, config: Config) -> bool:
+    """Is this task to be left to the operator, as it may have been delivered?"""
+    return task.maybe and config.relay.on_maybe == "hold"
+
+
+def held(task: Task, now: int) -> Settle:
+    """What replaces such a task. Released, it is tried: the mark is in the note now, a new one is a new question."""
+    before = decode_note(task.note) or Note(now, [])
+    note = encode(msgspec.structs.replace(before, maybe=True, held=MAYBE_DELIVERED))
+    again = NewTask(
+        task.stage, task.lane, task.items, task.due, state=State.HELD, attempts=task.attempts, note=note, maybe=False
+    )
+    return Settle(task.message, task.number, [again])
+
+
+def note_of(outcomes: Mapping[int, Outcome], now: int, maybe: bool = False, before: bytes = b"") -> bytes:
+    """The note of an attempt: its distinct replies, each with the recipients that it concerns.
+
+    ``before``: the note of the attempt before it.
+    """
+    replies: dict[tuple[str, str, str, str], list[int]] = {}
     for item, outcome in outcomes.items():
-        key = (outcome.text[:NOTE_REPLY_CHARS], outcome.phase, outcome.peer)
+        key = (outcome.text[:NOTE_REPLY_CHARS], outcome.phase, outcome.peer, outcome.tls)
         if key in replies or len(replies) < NOTE_REPLIES:
             replies.setdefault(key, []).append(item)
-    said = [Reply(text, phase, peer, items) for (text, phase, peer), items in replies.items()]
-    return encode(Note(now, said, maybe))
+    said = [Reply(text, phase, peer, items, tls) for (text, phase, peer, tls), items in replies.items()]
+    return encode(Note(now, said, maybe, history_of(decode_note(before))))
 
 
 def failures_of(task: Task, outcomes: Mapping[int, Outcome], expired: bool) -> list[Failure]:
@@ -142,7 +182,7 @@ def settlement(
         left,
         due,
         attempts=task.attempts + 1 if task.stage == Stage.DELIVER else 1,
-        note=note_of(deferred, now, maybe),
+        note=note_of(deferred, now, maybe, task.note),
         maybe=maybe,
     )
     return Settle(task.message, task.number, [again], prefix)

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import gevent
+import msgspec
 
 from ptt.config import Config
 from ptt.log import Log
@@ -151,7 +152,7 @@ class Relay:
             if sent.untouched:
                 return None
             items = [item for item, _ in wanted if item not in outcomes]
-            outcomes.update(zip(items, sent.outcomes, strict=True))
+            outcomes.update(zip(items, _over(connection.tls_name, sent.outcomes), strict=True))
         self._log_attempt(job, list(outcomes.values()), connection, self.clock() - began)
         return outcomes
 
@@ -208,3 +209,8 @@ class Relay:
             reply=shown.text,
             seconds=round(seconds, 4),
         )
+
+
+def _over(tls: str, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes with the TLS of their connection, where the operator will ask for it."""
+    return [o if isinstance(o, Delivered) or not tls else msgspec.structs.replace(o, tls=tls) for o in outcomes]

@@ -32,6 +32,7 @@ class Delivered(msgspec.Struct, frozen=True):
     phase: str = "end of DATA"
     peer: str = ""  # "mx.example.org[192.0.2.1]:25"
     enhanced: str = ""  # RFC 3463, "2.0.0"
+    tls: str = ""  # of the connection: "TLSv1.3 TLS_AES_256_GCM_SHA384", "" in clear
 
 
 class Deferred(msgspec.Struct, frozen=True):
@@ -43,6 +44,7 @@ class Deferred(msgspec.Struct, frozen=True):
     enhanced: str = "4.0.0"
     maybe: bool = False  # the peer may have delivered it without our knowing: trying again may duplicate it
     reply: bool = False  # ``text`` is what the peer said
+    tls: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -53,6 +55,7 @@ class Failed(msgspec.Struct, frozen=True):
     peer: str = ""
     enhanced: str = "5.0.0"
     reply: bool = False
+    tls: str = ""
 
 
 Outcome = Delivered | Deferred | Failed
