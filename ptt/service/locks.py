@@ -26,7 +26,7 @@ class RunningError(Exception):
 
 def _lock(config: Config, name: str) -> int | None:
     """An open lock file of run/, locked; None when another process holds it. Raises OSError."""
-    fd = os.open(os.path.join(config.run, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(config.run, name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -56,9 +56,13 @@ def write(config: Config, state: ServiceState) -> None:
     """Replace the file in one step. Raises OSError."""
     final = path(config)
     temporary = f"{final}.new"
-    with open(temporary, "wb") as file:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    # Control's group may make files in run/: a link that waits there under our name must not lead root elsewhere.
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with open(fd, "wb") as file:
+        os.fchmod(fd, 0o644)  # whatever the umask: control reads it, it holds nothing secret
         file.write(msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n")
-    os.chmod(temporary, 0o644)  # control reads it; it holds nothing secret
     os.replace(temporary, final)
 
 
