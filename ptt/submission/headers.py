@@ -40,7 +40,10 @@ def from_addresses(header: bytes) -> list[str]:
     value = field(header, b"From")
     if value is None or len(value) > MAX_FROM_BYTES:
         return []
-    pairs = email.utils.getaddresses([value.decode("utf-8", "replace")])
+    try:
+        pairs = email.utils.getaddresses([value.decode("utf-8", "replace")])
+    except RecursionError:  # comments within comments, or groups within groups, by the thousand
+        return []
     return [f"{local}@{domain.lower()}" for _, a in pairs for local, at, domain in [a.rpartition("@")] if at and local]
 
 

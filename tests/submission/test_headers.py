@@ -77,3 +77,8 @@ def test_a_hidden_client_is_nowhere_in_the_trace_field() -> None:
     )
     assert b"pc.home" not in field
     assert b"for <" not in field
+
+
+@pytest.mark.parametrize("nested", [b"(" * 9_000, b"a:" * 4_000])
+def test_a_from_field_that_nests_by_the_thousand_has_no_address(nested: bytes) -> None:
+    assert headers.from_addresses(b"From: " + nested + b" a@example.org\r\n") == []
