@@ -155,14 +155,18 @@ class Sandbox:
 
     def start(self) -> None:
         """Start the DNS server, the sink and the service; return when all are ready. Raises SandboxError."""
+        self.spawn_stand_ins()
+        self.start_service()
+
+    def spawn_stand_ins(self, store: bool = True) -> None:
+        """Start the DNS server and the sink, which keeps what it gets if ``store``."""
         self.sunk.mkdir(exist_ok=True)
         key = str(self.directory / "tsig.key")
         dns_command = ["ptt.dns.server", "--listen", f"127.0.0.1:{self.dns_port}", "--zone", self.domain]
         self._spawn("dns", [*dns_command, "--key", key, "--wildcard-mx", MX_HOST], "dns: ready")
         certificate = ["--certificate", self.config.tls.public_certificate, "--key", self.config.tls.public_key]
         sink_command = ["ptt", "sink", "--listen", f"127.0.0.1:{self.config.relay.mx_port}", *certificate]
-        self._spawn("sink", [*sink_command, "--store", str(self.sunk)], "sink: ready")
-        self.start_service()
+        self._spawn("sink", [*sink_command, *(["--store", str(self.sunk)] if store else [])], "sink: ready")
 
     def start_service(self) -> None:
         self._spawn(
