@@ -168,7 +168,7 @@ class DirectoryControl:
                 return self._refuse(e)
             except _Errors as e:
                 self._retry_at = self._clock() + RETRY_SECONDS
-                self._log.error("directory cannot be compiled", error=str(e), in_force=self.commit)
+                self._log.error("directory cannot be compiled", reason=str(e), in_force=self.commit)
                 return False
             return True
 
@@ -236,19 +236,19 @@ class DirectoryControl:
                 done = self._in_thread(self._synchronise)
             except Rewritten as e:
                 if self._diverged != str(e):
-                    self._log.error("directory remote refused", error=str(e), in_force=self.commit)
+                    self._log.error("directory remote refused", reason=str(e), in_force=self.commit)
                 self._diverged, self._failing = str(e), ""
                 self._set_alarm()
                 return False
             except _Errors as e:
                 self._failing = str(e)
                 self._counters.count("ptt_directory_fetch_errors_total")
-                self._log.warning("directory fetch failed", error=str(e), in_force=self.commit)
+                self._log.warning("directory fetch failed", reason=str(e), in_force=self.commit)
                 return False
             self._diverged = self._failing = ""
             self._set_alarm()
             if done:
-                self._log.event("directory synchronised", what=done)
+                self._log.event("directory synchronised", done=done)
         self.refresh()
         return True
 

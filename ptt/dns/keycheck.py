@@ -79,7 +79,7 @@ class KeyCheck:
                 down = str(e)
                 if zone and zone.primary not in self._silent:
                     self._silent.add(zone.primary)
-                    self._log.warning("dns_primary_silent", primary=zone.primary, why=down)
+                    self._log.warning("DNS primary silent", primary=zone.primary, reason=down)
                 results.append(Result(key, served, down, reached=False))
             except (UpdateError, TsigKeyError, DnsError, ValueError) as e:
                 results.append(Result(key, False, str(e)))
@@ -91,14 +91,14 @@ class KeyCheck:
         found = difference(key.record, read_back(zone.primary, name, timeout))
         if zone.primary in self._silent:
             self._silent.remove(zone.primary)
-            self._log.event("dns_primary_answers", primary=zone.primary)
+            self._log.event("DNS primary answers", primary=zone.primary)
         if not found:
             return Result(key, True)
         if before:
-            self._log.warning("dkim_record_drifted", domain=key.domain, selector=key.selector, found=found)
+            self._log.warning("DKIM record drifted", domain=key.domain, selector=key.selector, found=found)
         tsig = TsigKey.load(zone.key_file)
         publish_txt(zone.primary, zone.name, tsig, name, key.record.encode("ascii"), zone.ttl, timeout)
-        self._log.event("dkim_record_published", domain=key.domain, selector=key.selector, primary=zone.primary)
+        self._log.event("DKIM record published", domain=key.domain, selector=key.selector, primary=zone.primary)
         why = difference(key.record, read_back(zone.primary, name, timeout))
         return Result(key, not why, why, updated=True)
 

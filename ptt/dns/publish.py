@@ -59,7 +59,7 @@ class Publisher:
                 self.step()
             except Exception as e:
                 self._counters.count("ptt_errors_total", "publish")
-                self._log.error("publish_failed", error=f"{type(e).__name__}: {e}")
+                self._log.error("publication failed unexpectedly", reason=f"{type(e).__name__}: {e}")
                 gevent.sleep(self._config.retry_seconds)
             gevent.sleep(LOOK_SECONDS)
 
@@ -88,7 +88,7 @@ class Publisher:
             self._due.pop(key, None)
             self._said.pop(key, None)
             self._counters.gauges.pop(("ptt_dkim_key_served", key), None)
-            self._log.event("dkim_key_removed", domain=key[0], selector=key[1])
+            self._log.event("DKIM key removed", domain=key[0], selector=key[1])
         return bool(gone)
 
     def _work(self, keys: Sequence[PublicKey]) -> list[Result]:
@@ -119,15 +119,15 @@ class Publisher:
         said = (result.served, "" if result.served else result.why)  # of a silent server the check tells, once
         if self._said.get(result.id) != said:
             self._said[result.id] = said
-            event, level = ("dkim_key_served", "info") if result.served else ("dkim_key_not_served", "warning")
-            self._log.event(event, level, domain=key.domain, selector=key.selector, why=result.why)
+            event, level = ("DKIM key served", "info") if result.served else ("DKIM key not served", "warning")
+            self._log.event(event, level, domain=key.domain, selector=key.selector, reason=result.why)
 
     def _write(self) -> None:
         self._written = self._clock()
         try:
             write_state(self._path, [self._states[key] for key in sorted(self._states)])
         except OSError as e:
-            self._log.error("dkim_state_not_written", file=self._path, error=e.strerror)
+            self._log.error("DKIM state not written", file=self._path, reason=e.strerror)
 
 
 def publish_once(config: Config, domain: str | None = None) -> list[Result]:

@@ -75,7 +75,7 @@ class Admin:
             return self._route(received)
         except Exception as e:
             self._counters.count("ptt_errors_total", "admin")
-            self._log.exception("admin", e)
+            self._log.exception("admin request failed unexpectedly", e)
             return response(HTTPStatus.INTERNAL_SERVER_ERROR, b"see the log\n")
 
     def _route(self, received: bytes) -> bytes:

@@ -97,7 +97,7 @@ class Control:
                 work()
             except Exception as e:
                 self.counters.count("ptt_errors_total", "control")
-                self.child.log.exception("control", e)
+                self.child.log.exception("control failed unexpectedly", e)
             gevent.sleep(seconds)
 
     # -- metrics ---------------------------------------------------------------------------------------------------

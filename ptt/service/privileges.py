@@ -121,13 +121,13 @@ def separate(config: Config) -> bool:
 
 
 def callers(kind: Kind, config: Config) -> frozenset[int]:
-    """The user ids that may call a process of this kind: its callers' and the operator's own."""
+    """The user ids that may call a process of this kind: its callers', the operator's own, and root's."""
     uids = {account_of(other, config).uid for other in KINDS if kind in CALLS[other]}
-    return frozenset(uids | {os.getuid()})
+    return frozenset(uids | {os.getuid(), 0})
 
 
 def preload(kind: Kind) -> None:
-    """Import what libraries would import later."""
+    """Import what libraries would import later, when their files may be out of reach."""
     for name in _LAZY + _LAZY_OF[kind]:
         package = importlib.import_module(name.removesuffix(".*"))
         if name.endswith(".*"):
@@ -141,6 +141,7 @@ def become(kind: Kind, config: Config) -> None:
     own = account_of(kind, config)
     if own.uid == os.getuid():
         return
+    preload(kind)
     os.setgroups(sorted({account_of(other, config).gid for other in CALLS[kind]} - {own.gid}))
     os.setresgid(own.gid, own.gid, own.gid)
     os.setresuid(own.uid, own.uid, own.uid)
@@ -152,7 +153,6 @@ def enter(kind: Kind, config: Config, parent: int = 0) -> None:
     ``parent``: the supervisor's process id. Its death ends this process by SIGTERM; if it is dead already this raises
     SystemExit. 0: no supervisor.
     """
-    preload(kind)
     become(kind, config)
     os.umask(_UMASKS[kind])
     with contextlib.suppress(ValueError, OSError):

@@ -149,7 +149,7 @@ class Supervisor:
         running.closed()
         if said:
             running.ready = True
-            self.log.event("ready", started=running.spec.name, seconds=round(time.monotonic() - running.started, 3))
+            self.log.event("ready", child=running.spec.name, seconds=round(time.monotonic() - running.started, 3))
             self._write_state()
 
     def _timeout(self) -> float:
@@ -165,11 +165,11 @@ class Supervisor:
                     fd = running.start(os.getpid(), self.env, self.children_lock)
                 except OSError as e:  # no memory, no descriptors: tried again like a process that died
                     self._later(running, 0.0)
-                    self.log.error("cannot start", started=running.spec.name, reason=str(e))
+                    self.log.error("cannot start", child=running.spec.name, reason=str(e))
                     continue
                 self.selector.register(fd, selectors.EVENT_READ, running)
                 assert running.process is not None  # noqa: S101  (it was just started)
-                self.log.event("started", started=running.spec.name, pid=running.process.pid)
+                self.log.event("started", child=running.spec.name, pid=running.process.pid)
                 self._write_state()
         if now - self.written > WRITE_SECONDS:
             self._write_state()
@@ -186,7 +186,7 @@ class Supervisor:
             if not self.stopping:
                 lived = time.monotonic() - running.started
                 self._later(running, lived)
-                fields = {"ended": running.spec.name, "code": code, "lived": round(lived, 1), "again_in": running.delay}
+                fields = {"child": running.spec.name, "code": code, "lived": round(lived, 1), "again_in": running.delay}
                 self.log.error("process ended", **fields)
                 if code == WRONG_USAGE and not self.announced:
                     self.failed = code
@@ -238,7 +238,7 @@ class Supervisor:
                 self._reap()
             for running in mine:
                 if running.process is not None:
-                    self.log.warning("killed", ended=running.spec.name)
+                    self.log.warning("killed", child=running.spec.name)
                     running.signal(signal.SIGKILL)
                     running.process.wait()
         self.log.event("stopped")

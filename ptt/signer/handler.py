@@ -77,7 +77,7 @@ class Handler:
             return [number, str(e), None]
         except Exception as e:  # a fault of ours: its class alone goes out, all of it into the log
             self._counters.count("ptt_errors_total", "signer")
-            self._log.error("request failed", method=str(method)[:40], error=repr(e))
+            self._log.exception("signer request failed unexpectedly", e, method=str(method)[:40])
             return [number, type(e).__name__, None]
 
     def _sign(self, batch: Any) -> list[list[bytes | str | None]]:

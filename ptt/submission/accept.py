@@ -20,6 +20,7 @@ from ptt.smtp.reply import Reply
 from ptt.spool import SpoolUnavailable
 from ptt.submission import headers, policy
 
+MAX_LOGGED_RECIPIENTS = 20  # of one message, so that a line of the log stays short
 MAX_HEADER_BYTES = 256 * 1024  # Postfix's header_size_limit is 100 KiB; a header above this cannot be signed
 
 FULL = Reply(452, "4.3.1", "the queue is full, try again later")
@@ -70,12 +71,12 @@ class Accept:
         began = self.clock()
         header = _header(offer.chunks)
         if len(header) > MAX_HEADER_BYTES:
-            return self._refuse(HEADER_TOO_LARGE, "header")
+            return self._refuse(offer, HEADER_TOO_LARGE, "header")
         if headers.hops(header) > headers.MAX_HOPS:
-            return self._refuse(policy.LOOP, "loop")
+            return self._refuse(offer, policy.LOOP, "loop")
         recipients = self._expand(offer.recipients)
         if not recipients:
-            return self._refuse(NO_RECIPIENT, "alias")
+            return self._refuse(offer, NO_RECIPIENT, "alias")
         id = new_id(int(began * 1000))
         envelope = self._complete(offer, header, int(began * 1000))
         body = self._body(offer, recipients, header, show_id(id), began)
@@ -87,9 +88,9 @@ class Accept:
         try:
             result = self.queueing.accept(id, envelope, recipients, body)
         except SpoolUnavailable:
-            return self._refuse(NOT_STORED, "queue")
+            return self._refuse(offer, NOT_STORED, "queue")
         if result.refused is not None:
-            return self._refuse(_REFUSED.get(result.refused, NOT_STORED), str(result.refused))
+            return self._refuse(offer, _REFUSED.get(result.refused, NOT_STORED), str(result.refused))
         shown = show_id(id)
         self.counters.count("ptt_accepted_total", offer.service)
         self.counters.count("ptt_accepted_bytes_total", offer.service, by=len(body))
@@ -103,13 +104,17 @@ class Accept:
             protocol=offer.protocol,
             size=len(body),
             recipients=len(recipients),
+            to=[recipient.address for recipient in recipients[:MAX_LOGGED_RECIPIENTS]],
             signing_domain=envelope.signing_domain,
             commit=envelope.commit[:12],
         )
         return Reply(250, "2.0.0", f"queued as {shown}")
 
-    def _refuse(self, reply: Reply, reason: str) -> Reply:
+    def _refuse(self, offer: Offer, reply: Reply, reason: str) -> Reply:
         self.counters.count("ptt_refused_total", str(reply.code), reason)
+        envelope = offer.envelope
+        who = {"client": envelope.client, "user": envelope.user, "sender": envelope.sender}
+        self.log.warning("message refused", **who, recipients=len(offer.recipients), reply=str(reply))
         return reply
 
     def _expand(self, recipients: list[Recipient]) -> list[Recipient]:

@@ -40,6 +40,7 @@ from ptt.submission import policy
 from ptt.submission.accept import Accept, Offer
 
 COMMAND_SECONDS = 300.0  # RFC 5321 4.5.3.2.7
+MAX_LOGGED_USER = 320  # the longest address; longer is noise
 HANDSHAKE_SECONDS = 60.0  # a TLS handshake is a few round trips
 
 IDLE = Reply(421, "4.4.2", "nothing came for too long, closing connection")
@@ -122,6 +123,8 @@ class Session:
                     return
             elif isinstance(event, Closed):
                 self._flush()
+                if event.reason.startswith("too many"):
+                    self.service.log.warning("session closed", client=self.client, user=self.user, reason=event.reason)
                 return
             elif isinstance(event, StartTls):
                 self._flush()
@@ -205,17 +208,18 @@ class Session:
 
     def _auth(self, attempt: AuthAttempt) -> Reply | None:
         if attempt.authzid and attempt.authzid.lower() != attempt.authcid.lower():
-            return self._auth_result("bad", BAD_AUTHZID)
+            return self._auth_result(attempt, "bad", BAD_AUTHZID)
         result = self.service.logins.verify(attempt.authcid, attempt.password.reveal())
         if result == "ok":
             self.user = attempt.authcid.lower()
-            return self._auth_result("ok", None)
-        return self._auth_result(result, AUTH_FAILED if result == "bad" else AUTH_BUSY)
+            return self._auth_result(attempt, "ok", None)
+        return self._auth_result(attempt, result, AUTH_FAILED if result == "bad" else AUTH_BUSY)
 
-    def _auth_result(self, result: str, reply: Reply | None) -> Reply | None:
+    def _auth_result(self, attempt: AuthAttempt, result: str, reply: Reply | None) -> Reply | None:
         self.service.counters.count("ptt_auth_total", result)
         if reply is not None:
-            self.service.log.warning("authentication refused", client=self.client, result=result)
+            user = attempt.authcid[:MAX_LOGGED_USER]
+            self.service.log.warning("authentication refused", client=self.client, user=user, result=result)
         return reply
 
     def _mail(self, event: MailFrom) -> Reply | None:

@@ -166,7 +166,7 @@ def test_what_refuses_its_configuration_ends_the_start(service: Callable[..., Se
     out, err = process.communicate(timeout=20)
     assert process.returncode == 2
     assert "ptt: ready" not in out
-    assert any(e["event"] == "process ended" and e["ended"] == "control" for e in events(err))
+    assert any(e["event"] == "process ended" and e["child"] == "control" for e in events(err))
 
 
 def test_second_start_is_refused(service: Callable[..., Service]) -> None:
@@ -202,7 +202,7 @@ def test_what_does_not_end_is_killed(service: Callable[..., Service]) -> None:
     _, err = process.communicate(timeout=20)
     assert time.monotonic() - began < 4
     assert process.returncode == 0
-    assert {e["ended"] for e in events(err) if e["event"] == "killed"} >= {"worker.0", "worker.1"}
+    assert {e["child"] for e in events(err) if e["event"] == "killed"} >= {"worker.0", "worker.1"}
     assert not any(alive(pid) for pid in pids)
 
 
