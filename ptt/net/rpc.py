@@ -28,6 +28,7 @@ __all__ = [
     "RpcClient",
     "RpcError",
     "RpcUnavailable",
+    "accept",
     "connect_unix",
     "frame",
     "peer_uid",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MAX_CALLS = 256  # requests of one connection that a server works on at once
+ACCEPT_PAUSE_SECONDS = 0.5  # after an accept that failed: no descriptors, no memory; it may work again
 
 
 class RpcError(Exception):
@@ -154,11 +156,22 @@ def serve(listener: socket.socket, methods: dict[str, Handler], uids: frozenset[
     and raised again in the handler's greenlet, so that it is logged.
     """
     while True:
-        sock, _ = listener.accept()
+        sock = accept(listener)
         if peer_uid(sock) not in uids:
             sock.close()
             continue
         gevent.spawn(_serve_one, sock, methods)
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """The next connection, whatever goes wrong before it comes."""
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            gevent.sleep(ACCEPT_PAUSE_SECONDS)
+        else:
+            return sock
 
 
 def _serve_one(sock: socket.socket, methods: dict[str, Handler]) -> None:
@@ -167,13 +180,25 @@ def _serve_one(sock: socket.socket, methods: dict[str, Handler]) -> None:
     lock = gevent.lock.Semaphore()
     try:
         while data := sock.recv(RECV_BYTES):
-            for number, method, argument in frames.feed(data):
-                calls.spawn(_answer, sock, lock, methods, number, method, argument)  # yields when the pool is full
-    except (OSError, ValueError):
+            for request in frames.feed(data):
+                # A closure: gevent prints the arguments of a greenlet that fails, and these may hold a password.
+                calls.spawn(_answering(sock, lock, methods, *request))  # yields when the pool is full
+    except (OSError, ValueError, TypeError):  # TypeError: a frame that is no request
         pass
     finally:
         calls.kill()
         sock.close()
+
+
+def _answering(
+    sock: socket.socket,
+    lock: gevent.lock.Semaphore,
+    methods: dict[str, Handler],
+    number: int,
+    method: str,
+    argument: Any,
+) -> Callable[[], None]:
+    return lambda: _answer(sock, lock, methods, number, method, argument)
 
 
 def _answer(

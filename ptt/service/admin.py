@@ -16,6 +16,7 @@ from gevent import socket
 
 from ptt.log import Log
 from ptt.metrics import Counters
+from ptt.net.rpc import accept
 
 MAX_REQUEST = 16 * 1024  # of request line and header fields
 MAX_CONNECTIONS = 64  # beyond, they wait in the backlog
@@ -54,7 +55,7 @@ class Admin:
         """Accept for ever (run it in a greenlet)."""
         while True:
             self._pool.wait_available()
-            sock, _ = listener.accept()
+            sock = accept(listener)
             self._pool.spawn(self._one, sock)
 
     def _one(self, sock: socket.socket) -> None:
