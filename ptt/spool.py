@@ -31,7 +31,7 @@ LEASE_WAIT_SECONDS = 20.0  # of a long poll
 CONNECT_SECONDS = 5.0
 PAUSE_SECONDS = 0.05  # between attempts to connect
 WATCH_SECONDS = 0.25  # how often time-outs are looked at
-OUT_BYTES = 4 * 1024 * 1024  # of parts of large bodies, waiting to be written
+OUT_BYTES = 128 * 1024  # of parts of large bodies, waiting to be written: what is small waits behind them
 RECV_BYTES = 256 * 1024
 RETRY_SECONDS = 1.0  # before a settle that could not be written is asked for again
 

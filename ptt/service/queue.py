@@ -13,6 +13,7 @@ import time
 
 from ptt_queue import files
 from ptt_queue.errors import StoreBroken, StoreError
+from ptt_queue.pressure import Marks
 from ptt_queue.queue import Queue, Settings
 from ptt_queue.server import Server
 from ptt_queue.store import Store
@@ -33,8 +34,13 @@ def settings(config: Config, clients: int) -> Settings:
     return Settings(
         limited=(Stage.DELIVER,),
         limit=GroupLimit(config.relay.site_in_flight),
-        max_bytes=config.queue.max_bytes or config.queue.map_bytes * 9 // 10,
-        min_free_bytes=config.queue.min_free_bytes,
+        marks=Marks(
+            config.queue.max_bytes or config.queue.map_bytes * 9 // 10,
+            config.queue.max_messages,
+            config.queue.min_free_bytes,
+            config.queue.max_commit_seconds,
+            config.queue.resume_percent,
+        ),
         clients=clients,
         commit_bounds=LATENCY_BUCKETS,
     )
@@ -70,6 +76,7 @@ def main() -> int:
         settings(config, process.clients),
         int(time.time() * 1000),
         lambda text: log.error("queue request failed", reason=text),
+        lambda text: log.warning("queue", reason=text),
     )
     descriptors = process.sockets()
     listener = socket.socket(fileno=descriptors[0]) if descriptors else bind(os.path.join(config.run, "queue.sock"))

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from ptt_queue import keys, protocol
 from ptt_queue.in_process import SETTINGS, InProcess
+from ptt_queue.pressure import Marks
 from ptt_queue.protocol import PART_BYTES, PART_CHUNKS, Frames
 from ptt_queue.queue import Settings
 from ptt_queue.session import Session
@@ -135,13 +136,13 @@ def test_settle_of_a_lost_lease_again(in_process):
     assert not Raw(in_process).settle(6, Settle(message.id, 1)).stored
 
 
-def test_refused_stays_refused_when_repeated(in_process):
+def test_refused_stays_refused_when_repeated(in_process, monkeypatch):
     message = new_message()
     raw = Raw(in_process)
-    in_process.queue.full = True
+    monkeypatch.setattr(in_process.queue.pressure, "full", "bytes")
     in_process.queue._space_at = 1 << 60
     assert raw.put(5, message).refused is Refusal.FULL
-    in_process.queue.full = False
+    monkeypatch.undo()
     assert raw.put(6, new_message()).refused is None
     in_process.restart()
     raw = Raw(in_process)
@@ -298,7 +299,7 @@ def test_full_map(tmp_path):
 
 
 def test_above_the_high_water_mark_settles_still_work(tmp_path):
-    subject = InProcess(str(tmp_path / "queue"), msgspec.structs.replace(SETTINGS, max_bytes=400_000))
+    subject = InProcess(str(tmp_path / "queue"), msgspec.structs.replace(SETTINGS, marks=Marks(max_bytes=400_000)))
     body = os.urandom(20_000)
     with subject.client() as client:
         tasks = []
@@ -314,7 +315,7 @@ def test_above_the_high_water_mark_settles_still_work(tmp_path):
 
 
 def test_too_little_free_disk(tmp_path):
-    subject = InProcess(str(tmp_path / "queue"), msgspec.structs.replace(SETTINGS, min_free_bytes=1 << 60))
+    subject = InProcess(str(tmp_path / "queue"), msgspec.structs.replace(SETTINGS, marks=Marks(min_free_bytes=1 << 60)))
     with subject.client() as client:
         assert client.put(new_message(), b"body").refused is Refusal.FULL
     subject.close()

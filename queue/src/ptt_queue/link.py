@@ -16,7 +16,7 @@ import msgspec
 
 from ptt_queue import protocol
 from ptt_queue.errors import ProtocolError, QueueError, RequestFailed
-from ptt_queue.protocol import PART_BYTES, PART_CHUNKS, Claim, Granted, PutAnswer, SettleAnswer, Welcome
+from ptt_queue.protocol import CHUNK_BYTES, PART_BYTES, Claim, Granted, PutAnswer, SettleAnswer, Welcome
 from ptt_queue.types import (
     Act,
     Acted,
@@ -33,6 +33,7 @@ from ptt_queue.types import (
     Task,
 )
 
+STAGE_BYTES = 32 * CHUNK_BYTES  # of a large body in one frame: small ones share its commit, so it is kept short
 MAX_ASSIGNED = 50_000  # lanes whose group is told again after a reconnect
 Pieces = list[bytes | memoryview]
 """One frame; to be sent one behind the other."""
@@ -163,9 +164,9 @@ class Link:
         """The frames that go before ``send(call)``, on the same connection."""
         for id, body in call.bodies:
             view = memoryview(body)
-            for n, at in enumerate(range(0, len(body), PART_BYTES)):
-                part = view[at : at + PART_BYTES]
-                yield [protocol.frame_request(protocol.Stage(id, n * PART_CHUNKS), len(part)), part]
+            for at in range(0, len(body), STAGE_BYTES):
+                part = view[at : at + STAGE_BYTES]
+                yield [protocol.frame_request(protocol.Stage(id, at // CHUNK_BYTES), len(part)), part]
 
     def send(self, call: Call) -> Pieces:
         """Give the call its number, and its frame. Frames are sent in the order of these calls."""

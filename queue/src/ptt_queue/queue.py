@@ -21,6 +21,7 @@ from ptt_queue import files, keys
 from ptt_queue.dispatcher import Dispatcher
 from ptt_queue.errors import ProtocolError, StoreBroken
 from ptt_queue.leasing import Leasing
+from ptt_queue.pressure import Marks, Pressure
 from ptt_queue.protocol import (
     MAX_LEASE,
     MAX_WAIT_MS,
@@ -62,8 +63,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     limited: tuple[int, ...] = ()
     limit: GroupLimit = GroupLimit(0)
-    max_bytes: int = 1 << 62  # used pages, above which puts are refused
-    min_free_bytes: int = 0  # of the file system, below which puts are refused
+    marks: Marks = Marks()  # above which puts are refused
     clients: int = 0
     grace_ms: int = GRACE_MS
     commit_bounds: tuple[float, ...] = COMMIT_BOUNDS
@@ -81,15 +81,21 @@ class Waiter(msgspec.Struct):
 
 
 class Queue:
-    """One owner of one store. ``failed``: called with the text of each error of the store."""
+    """One owner of one store. ``failed``: called with the text of each error of the store; ``told``: with news."""
 
     def __init__(
-        self, store: Store, settings: Settings, now: int, failed: Callable[[str], None] = lambda _: None
+        self,
+        store: Store,
+        settings: Settings,
+        now: int,
+        failed: Callable[[str], None] = lambda _: None,
+        told: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.store = store
         self.settings = settings
         self.failed = failed
-        self.full = False
+        self.told = told
+        self.pressure = Pressure(settings.marks)
         self.used = self.free = self.damaged = 0
         self.sessions: set[Session] = set()
         self.waiters: list[Waiter] = []
@@ -101,7 +107,7 @@ class Queue:
         dispatcher = Dispatcher(settings.limited, settings.limit, settings.max_lanes)
         self.leasing = Leasing(dispatcher, store.epoch, now)
         txn = store.begin(write=False)
-        self.requests = Requests(self.leasing, self.sessions, lambda: self.full, txn.orphans())
+        self.requests = Requests(self.leasing, self.sessions, lambda: bool(self.pressure.full), txn.orphans())
         txn.abort()
         self._claims_until = now + settings.grace_ms if settings.clients else now
         self._last_txn = 0
@@ -229,7 +235,10 @@ class Queue:
         self.used = self.store.used_bytes(batch.txn)
         self.free = files.free_bytes(self.store.path)
         self.damaged = batch.txn.damaged()
-        self.full = self.used > self.settings.max_bytes or self.free < self.settings.min_free_bytes
+        before = self.pressure.full
+        full = self.pressure.look(self.used, self.store.message_count(), self.free, batch.now)
+        if full != before:
+            self.told(f"takes no more for now: {full}" if full else "takes messages again")
 
     def _observe(self, seconds: float) -> None:
         last: int = self.store.env.info()["last_txnid"]
@@ -238,6 +247,7 @@ class Queue:
         self._last_txn = last
         self.commits += 1
         self.commit_seconds += seconds
+        self.pressure.committed(seconds)
         self.commit_counts[bisect.bisect_left(self.settings.commit_bounds, seconds)] += 1
 
     def next_wake(self, now: int) -> int:
@@ -321,7 +331,7 @@ class Queue:
             tasks=self.store.task_counts(),
             messages=self.store.message_count(),
             used_bytes=self.used,
-            max_bytes=self.settings.max_bytes,
+            max_bytes=self.settings.marks.max_bytes,
             free_bytes=self.free,
             leased=len(self.leasing.leases),
             clients=len(self.sessions),
@@ -333,4 +343,5 @@ class Queue:
             commit_seconds=self.commit_seconds,
             requests=self.counted,
             epoch=self.store.epoch,
+            refusing=self.pressure.full,
         )

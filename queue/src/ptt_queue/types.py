@@ -170,6 +170,7 @@ class Stats(msgspec.Struct, frozen=True):
     commit_seconds: float
     requests: dict[str, int]
     epoch: int
+    refusing: str = ""  # the mark above which nothing is taken: bytes, messages, disk, commit
 
 
 class PutResult(msgspec.Struct, array_like=True, frozen=True):
