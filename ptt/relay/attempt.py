@@ -102,7 +102,8 @@ def compose(
     """The transaction for a peer that offers that much, and the recipients for whom there can be none.
 
     8-bit content goes out as it is to a peer without 8BITMIME: refusing it would lose mail that every such server
-    in use takes. International addresses need SMTPUTF8 (RFC 6531 3.2).
+    in use takes. International addresses need SMTPUTF8 (RFC 6531 3.2). To a role of ours nothing goes without its
+    envelope, which says who signs.
     """
     envelope = job.envelope
     limit = offered.size
@@ -110,6 +111,10 @@ def compose(
         text = f"the message has {job.size} octets, {peer} takes {limit} at most"
         return None, _refuse(wanted, Failed(text, "MAIL", peer, "5.3.4"))
     refused: Outcomes = {}
+    carried = hop.encode(envelope) if to_role and hop.KEYWORD in offered else ""
+    if to_role and not carried:  # the next role would not know which domain signs
+        text = f"{peer} does not take the envelope ({hop.KEYWORD})"
+        return None, {item: Deferred(text, "EHLO", peer, "4.5.4") for item, _ in wanted}
     if not offered.smtputf8:
         if not envelope.sender.isascii():
             return None, _refuse(wanted, _needs_smtputf8(envelope.sender, peer))
@@ -117,14 +122,13 @@ def compose(
         wanted = [(i, r) for i, r in wanted if i not in refused]
     if not wanted:
         return None, refused
-    extra = ((hop.KEYWORD, hop.encode(envelope)),) if to_role and hop.KEYWORD in offered else ()
     mail = MailParams(
         size=job.size,
         body="8BITMIME" if envelope.eightbit else "",
         smtputf8=envelope.smtputf8,
         ret=envelope.ret,
         envid=envelope.envid,
-        extra=tuple((k, v) for k, v in extra if v),
+        extra=((hop.KEYWORD, carried),) if carried else (),
     )
     rcpt = [RcptParams(r.notify, r.orcpt) if r.notify or r.orcpt else NO_RCPT_PARAMS for _, r in wanted]
     message = Message(envelope.sender, [r.address for _, r in wanted], job.content, mail, rcpt, job.size)

@@ -341,9 +341,6 @@ def test_parameters_of_the_envelope() -> None:
     message, _ = compose(job(envelope), wanted, offers("XPTT"), True, "peer")
     assert message is not None
     assert hop.decode(dict(message.mail.extra)["XPTT"]) == envelope
-    message, _ = compose(job(envelope), wanted, offers(), True, "peer")
-    assert message is not None
-    assert message.mail.extra == ()
 
 
 # --- the hop's parameter --------------------------------------------------------------------------------------
@@ -367,7 +364,21 @@ def test_envelope_crosses(envelope: Envelope) -> None:
 
 
 def test_too_large_an_envelope_is_left_out() -> None:
-    assert hop.encode(Envelope("me", 1, helo="x" * 2000)) == ""
+    assert hop.encode(Envelope("me", 1, user="x" * 2000)) == ""
+
+
+def test_what_a_client_calls_itself_keeps_no_signature_away() -> None:
+    envelope = Envelope("me@example.org", 1, "example.org", "me@example.org", "::1", helo="\U0001f4ee" * 255)
+    assert hop.decode(hop.encode(envelope)).signing_domain == "example.org"
+
+
+@pytest.mark.parametrize(("user", "keywords"), [("x" * 2000, ("XPTT",)), ("me", ())])
+def test_nothing_goes_to_a_role_without_its_envelope(user: str, keywords: tuple[str, ...]) -> None:
+    envelope = Envelope("me", 1, "example.org", user)
+    message, outcomes = compose(job(envelope), WANTED, offers(*keywords), True, "peer")
+    assert message is None
+    assert {type(o) for o in outcomes.values()} == {Deferred}
+    assert len(outcomes) == len(WANTED)
 
 
 @given(
