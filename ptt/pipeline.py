@@ -25,7 +25,7 @@ from ptt.relay.bounce import bounce
 from ptt.relay.delivery import Relay
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 from ptt.relay.retry import next_attempt
-from ptt.signer.stage import Signed, Signing
+from ptt.signer.stage import Signed, Signing, Wait
 from ptt.spool import Spool, SpoolUnavailable
 
 LEASE_MOST = 32  # tasks asked for at once
@@ -165,7 +165,7 @@ class Pipeline:
         began = self.clock()
         result = self.signing.sign(envelope, show_id(task.message), body)
         if not isinstance(result, Signed):
-            self._wait_for_signature(task, envelope, body, result.reason)
+            self._wait_for_signature(task, envelope, body, result)
             return
         self.counters.observe("ptt_sign_seconds", self.clock() - began)
         self.counters.count("ptt_signed_total", result.domain)
@@ -179,16 +179,17 @@ class Pipeline:
         for following in settled.leased:
             self._start(following, body)
 
-    def _wait_for_signature(self, task: Task, envelope: Envelope, body: bytes, reason: str) -> None:
+    def _wait_for_signature(self, task: Task, envelope: Envelope, body: bytes, wait: Wait) -> None:
         now = self.now_ms()
-        self.counters.count("ptt_sign_wait_total", reason)
-        outcome = Deferred(text=f"not signed: {reason}", phase="sign", peer="")
+        self.counters.count("ptt_sign_wait_total", wait.reason)
+        outcome = Deferred(text=f"not signed: {wait.reason} ({wait.detail})", phase="sign", peer="")
         outcomes: dict[int, Outcome] = {item.id: outcome for item in task.items}
         if 0 < task.expires <= now:
             self._settle(task, envelope, [body], outcomes, Settle(task.message, task.number), expired=True)
             return
         due = now + plan.sign_retry_ms(task.attempts)
-        self.log.warning("waits for its signature", reason=reason, retry_ms=due - now, **plan.describe(task))
+        what = {"reason": wait.reason, "detail": wait.detail, "retry_ms": due - now}
+        self.log.warning("waits for its signature", **what, **plan.describe(task))
         again = NewTask(
             task.stage,
             task.lane,

@@ -57,7 +57,6 @@ class Context:
         """The configuration; its mistakes end the command with code 2."""
         config = read(self.file)
         if self._command in _AS_CONTROL:
-            privileges.preload("control")
             privileges.become("control", config)
         return config
 

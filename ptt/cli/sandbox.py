@@ -99,7 +99,7 @@ class Sandbox:
         if secret.exists():
             self.password = secret.read_text(encoding="ascii").strip()
         else:
-            self.password = secrets.token_urlsafe(12)
+            self.password = secrets.token_hex(10)  # no character that a shell or an option parser minds
             self.ptt("user", "add", self.user, "--password-stdin", stdin=self.password + "\n")
             descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="ascii") as f:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import TypeVar
 
 import gevent
@@ -255,9 +256,14 @@ class Snapshot:
         return list(result.values())
 
 
-def run_refresh(snapshot: Snapshot) -> None:
-    """Refresh a snapshot for ever: the greenlet of a worker. Ends only by being killed."""
+def run_refresh(snapshot: Snapshot, tell: Callable[[str], None]) -> None:
+    """Refresh a snapshot for ever: the greenlet of a worker. ``tell`` gets each new problem. Ends only when killed."""
+    said = ""
     while True:
         with contextlib.suppress(lmdb.Error):
             snapshot.refresh()
+        if snapshot.problem != said:
+            said = snapshot.problem
+            if said:
+                tell(said)
         gevent.sleep(REFRESH_SECONDS)

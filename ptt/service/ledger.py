@@ -81,11 +81,6 @@ class Ledger:
             _add(self._base, former.snapshot)
         self._last[identity.name] = Report(identity, clean, now)
 
-    def live(self, name: str, now: float) -> bool:
-        """Has this process reported lately?"""
-        report = self._last.get(name)
-        return report is not None and now - report.at <= LIVE_SECONDS
-
     def totals(self, now: float) -> Totals:
         """Counters and histograms of all processes that ever were, gauges of those that live."""
         found = Totals()

@@ -71,7 +71,7 @@ class Worker:
         gevent.signal_handler(signal.SIGTERM, self.stopped.set)
         gevent.signal_handler(signal.SIGINT, self.stopped.set)
         gevent.signal_handler(signal.SIGHUP, self._reload)
-        background = [gevent.spawn(run_refresh, self.snapshot), gevent.spawn(self._push_for_ever)]
+        background = [gevent.spawn(run_refresh, self.snapshot, self._no_snapshot), gevent.spawn(self._push_for_ever)]
         leasing = gevent.spawn(self.pipeline.run)
         for listener in self.listeners:
             listener.start()
@@ -99,6 +99,9 @@ class Worker:
             self.child.log.error("certificates not reloaded", reason=str(e))
         else:
             self.child.log.event("certificates reloaded")
+
+    def _no_snapshot(self, reason: str) -> None:
+        self.child.log.error("snapshot not opened", reason=reason, in_force=self.snapshot.commit)
 
     def _push_for_ever(self) -> None:
         while True:

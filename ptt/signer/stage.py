@@ -44,7 +44,7 @@ class Wait(msgspec.Struct, frozen=True):
     """Not now. ``reason`` is one of few, for counting; ``detail`` says more to a person."""
 
     reason: Reason
-    detail: str = ""
+    detail: str
 
 
 class Signing:

@@ -148,18 +148,6 @@ def stuff(chunks: Iterable[bytes]) -> list[bytes]:
     return out
 
 
-def has_bare_line_end(chunks: Iterable[bytes]) -> bool:
-    """Does the content hold a CR or LF that is not part of a CRLF? Such content must not be sent."""
-    before = b""
-    for chunk in chunks:
-        joined = before + chunk if before else chunk
-        before = joined[-1:] if joined.endswith(b"\r") else b""
-        ends = joined.count(b"\r\n")
-        if joined.count(b"\r") - len(before) != ends or joined.count(b"\n") != ends:
-            return True
-    return bool(before)
-
-
 def gather(pieces: Iterable[bytes]) -> list[bytes]:
     """The same octets in fewer pieces: small ones are joined, those of GATHER octets and more are not copied."""
     out: list[bytes] = []

@@ -10,8 +10,8 @@ from ptt.smtp.reply import Reply
 # For drivers: what they most often refuse with.
 AUTH_FAILED: Final = Reply(535, "5.7.8", "Authentication credentials invalid")
 LOCAL_ERROR: Final = Reply(451, "4.3.0", "Local error, try again later")
-SHUTTING_DOWN: Final = Reply(421, "4.3.2", "Service shutting down, try again later")
-TIMED_OUT: Final = Reply(421, "4.4.2", "Time-out, closing connection")
+SHUTTING_DOWN: Final = Reply(421, "4.3.2", "the service is restarting, try again in a moment")
+TIMED_OUT: Final = Reply(421, "4.4.2", "nothing came for too long, closing connection")
 
 # Syntax and sequence: they count as errors of the client.
 UNKNOWN_COMMAND: Final = Reply(500, "5.5.1", "Command not recognised")

@@ -190,11 +190,6 @@ class ServerSession:
             self._pending = None
             self._close(reply, reason)
 
-    @property
-    def in_transaction(self) -> bool:
-        """True from an accepted MAIL to the reply at its end: a drain lets such a session go on."""
-        return states.MAIL <= self.state <= states.COMPLETE
-
     # --- from bytes to events -------------------------------------------------------------------------------
 
     def _take_line(self) -> ServerEvent | NeedData | None:

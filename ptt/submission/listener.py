@@ -19,9 +19,10 @@ from ptt.net.stream import GeventStream, StreamError, show_address
 from ptt.net.tls import server_context
 from ptt.relay.hop import KEYWORD
 from ptt.smtp.config import ServerConfig
+from ptt.smtp.replies import SHUTTING_DOWN
 from ptt.submission import policy
 from ptt.submission.accept import Accept
-from ptt.submission.session import SHUTTING_DOWN, Service, Session, Verifies
+from ptt.submission.session import Service, Session, Verifies
 
 POLITE_SECONDS = 2.0  # to tell a client that there is no room
 

@@ -33,7 +33,7 @@ from ptt.smtp.events import (
     ServerEvent,
     StartTls,
 )
-from ptt.smtp.replies import AUTH_FAILED, LOCAL_ERROR
+from ptt.smtp.replies import AUTH_FAILED, LOCAL_ERROR, SHUTTING_DOWN, TIMED_OUT
 from ptt.smtp.reply import Reply
 from ptt.smtp.server import ServerSession
 from ptt.submission import policy
@@ -43,8 +43,6 @@ COMMAND_SECONDS = 300.0  # RFC 5321 4.5.3.2.7
 MAX_LOGGED_USER = 320  # the longest address; longer is noise
 HANDSHAKE_SECONDS = 60.0  # a TLS handshake is a few round trips
 
-IDLE = Reply(421, "4.4.2", "nothing came for too long, closing connection")
-SHUTTING_DOWN = Reply(421, "4.3.2", "the service is restarting, try again in a moment")
 AUTH_BUSY = Reply(454, "4.7.0", "too many logins at once, try again later")
 BAD_AUTHZID = Reply(535, "5.7.8", "one user cannot act as another")
 NOT_SIGNED_HERE = Reply(550, "5.7.1", "this signer does not sign for that domain")
@@ -144,7 +142,7 @@ class Session:
         try:
             data = self.stream.read(MAX_READ, COMMAND_SECONDS)
         except ReadTimeout:
-            self._say_goodbye(IDLE)
+            self._say_goodbye(TIMED_OUT)
             return False
         finally:
             self._reading = False

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptt.smtp.dotstuff import GATHER, SMALL, Fault, Unstuffer, gather, has_bare_line_end, stuff
+from ptt.smtp.dotstuff import GATHER, SMALL, Fault, Unstuffer, gather, stuff
 
 # Content made of what matters: dots, line ends, and something else.
 LINES = st.lists(st.text(alphabet=".ab\x80", max_size=4), max_size=12).map(
@@ -65,11 +65,6 @@ def test_strange_content_is_judged_alike_under_any_chunking(data: bytes, cuts: l
     assert (unstuffer.fault is Fault.BARE) == bare
     if not bare:
         assert b"".join(unstuffer.chunks) == re.sub(rb"(?m)(?:\A|(?<=\r\n))\.", b"", expected)
-
-
-@given(RAW, CUTS)
-def test_has_bare_line_end(data: bytes, cuts: list[int]) -> None:
-    assert has_bare_line_end(cut(data, cuts)) == (re.search(rb"\r(?!\n)|(?<!\r)\n", data) is not None)
 
 
 @pytest.mark.parametrize("size", [1, 3, 100, 1000, 100_000])

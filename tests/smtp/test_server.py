@@ -21,6 +21,7 @@ from ptt.smtp import (
     Reply,
     ServerConfig,
     ServerSession,
+    states,
 )
 from ptt.smtp.replies import SHUTTING_DOWN
 from ptt.smtp.server import MAX_AUTH_LINE, MAX_IDLE_COMMANDS, MAX_LINE, MAX_PARAMETER_LINE
@@ -231,7 +232,7 @@ def test_refusal_at_every_decision(config: ServerConfig, at: type, reply: Reply,
             session.accept()
     assert isinstance(event, Closed) is ends
     assert reply.encode() in session.data_to_send()
-    assert not session.in_transaction or at is RcptTo
+    assert not states.MAIL <= session.state <= states.COMPLETE or at is RcptTo
 
 
 def test_driver_mistakes_are_told(config: ServerConfig) -> None:
