@@ -152,7 +152,7 @@ class Accept:
         )
         if offer.service == "submission":
             added += headers.completion(header, self.config.hostname, shown_id, now)
-        if not headers.has_header(header):
+        if offer.chunks and not headers.has_header(offer.chunks[0]):
             added += b"\r\n"
         return b"".join([added, *offer.chunks])
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import email.utils
+import functools
 import re
 
 MAX_HOPS = 50  # Received fields; RFC 5321 6.3 asks for a limit of at least 100 for relays, 50 is Postfix's
 MAX_FROM_BYTES = 10_000  # of a From field that is parsed: more is no mail of a person
 
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.I | re.M)
+# An address, alone or in angle brackets behind a name without quotes, comments or commas (RFC 5322 3.4).
+_SIMPLE_FROM = re.compile(rb"(?:[^\x00-\x1f<>,;:\"()\\@]*<(?=.*>\Z))?([\w.+=-]+)@([A-Za-z0-9.-]+)>?")
 _FIELD_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]+[ \t]*:")
 
 
@@ -20,14 +23,22 @@ def header_of(body: bytes) -> bytes:
     return body if end < 0 else body[: end + 2]
 
 
-def has_header(header: bytes) -> bool:
-    """Does the message begin with a header field (RFC 5322 2.2)? If not, what is added needs a blank line after it."""
-    return not header or _FIELD_LINE.match(header) is not None
+def has_header(content: bytes) -> bool:
+    """Does the content begin with a header field (RFC 5322 2.2), or with the blank line after an empty header?
+
+    If not, what is put in front of it needs a blank line of its own.
+    """
+    return not content or content.startswith(b"\r\n") or _FIELD_LINE.match(content) is not None
+
+
+@functools.cache  # of the few names that are asked for
+def _field(name: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"^" + re.escape(name) + rb"[ \t]*:((?:[^\r\n]*\r\n[ \t])*[^\r\n]*)", re.I | re.M)
 
 
 def field(header: bytes, name: bytes) -> bytes | None:
     """The first field of that name, unfolded, without its name; None when absent."""
-    found = re.search(rb"^" + re.escape(name) + rb"[ \t]*:((?:[^\r\n]*\r\n[ \t])*[^\r\n]*)", header, re.I | re.M)
+    found = _field(name).search(header)
     return found[1].replace(b"\r\n", b"").strip() if found else None
 
 
@@ -40,6 +51,8 @@ def from_addresses(header: bytes) -> list[str]:
     value = field(header, b"From")
     if value is None or len(value) > MAX_FROM_BYTES:
         return []
+    if simple := _SIMPLE_FROM.fullmatch(value):  # nearly all: the parser for the rest costs 50 us
+        return [f"{simple[1].decode()}@{simple[2].decode().lower()}"]
     try:
         pairs = email.utils.getaddresses([value.decode("utf-8", "replace")])
     except RecursionError:  # comments within comments, or groups within groups, by the thousand

@@ -82,3 +82,27 @@ def test_a_hidden_client_is_nowhere_in_the_trace_field() -> None:
 @pytest.mark.parametrize("nested", [b"(" * 9_000, b"a:" * 4_000])
 def test_a_from_field_that_nests_by_the_thousand_has_no_address(nested: bytes) -> None:
     assert headers.from_addresses(b"From: " + nested + b" a@example.org\r\n") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "addresses"),
+    [
+        (b"a@B.org", ["a@b.org"]),
+        (b"<a@b.org>", ["a@b.org"]),
+        (b"A B <a.b+c@b.org>", ["a.b+c@b.org"]),
+        (b'"q, <x@y.org>" <a@b.org>, c@d.org', ["a@b.org", "c@d.org"]),
+        (b"A (not <x@y.org>) <a@b.org>", ["a@b.org"]),
+        (b"=?utf-8?q?x?= <a@b.org>", ["a@b.org"]),
+        (b"x", []),
+    ],
+)
+def test_simple_and_other_froms(value: bytes, addresses: list[str]) -> None:
+    assert headers.from_addresses(b"From: " + value + b"\r\n") == addresses
+
+
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [(b"A: b\r\n\r\nx", True), (b"\r\nx", True), (b"", True), (b"just text\r\n", False), (b" folded: x\r\n", False)],
+)
+def test_content_without_a_header_is_recognised(content: bytes, has: bool) -> None:
+    assert headers.has_header(content) is has

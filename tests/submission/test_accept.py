@@ -1,0 +1,119 @@
+"""What becomes of a message between its final dot and the 250."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from ptt_queue.types import PutResult, Refusal
+
+from ptt.config import Config
+from ptt.log import Log
+from ptt.message import Envelope, Recipient
+from ptt.metrics import Counters
+from ptt.spool import SpoolUnavailable
+from ptt.submission import accept
+from ptt.submission.accept import Accept, Offer
+
+
+class FakeQueue:
+    """Keeps what it is given; refuses or is away when told so."""
+
+    def __init__(self, refuse: Refusal | None = None, away: bool = False) -> None:
+        self.refuse, self.away = refuse, away
+        self.stored: list[tuple[bytes, Envelope, list[Recipient], bytes]] = []
+
+    def accept(self, id: bytes, envelope: Envelope, recipients: Sequence[Recipient], body: bytes) -> PutResult:
+        if self.away:
+            raise SpoolUnavailable("away")
+        self.stored.append((id, envelope, list(recipients), body))
+        return PutResult(self.refuse, [])
+
+
+class FakeDirectory:
+    commit = "c" * 40
+
+    def may_send_as(self, user: str, address: str) -> bool:
+        return True
+
+    def expand(self, address: str) -> list[str] | None:
+        return {"all@ours.test": ["a@ours.test", "b@else.test"], "none@ours.test": []}.get(address)
+
+    def signing_domain(self, address_domain: str) -> str:
+        return address_domain if address_domain in ("ours.test", "second.test") else ""
+
+
+def offer(
+    content: bytes, queue: FakeQueue, recipients: Sequence[str] = ("x@else.test",), service: str = "submission"
+) -> tuple[int, str]:
+    made = Accept(Config(hostname="mail.ours.test"), queue, FakeDirectory(), Log("t", "error"), Counters(), lambda: 1e9)
+    given = [Recipient(r) for r in recipients]
+    envelope = Envelope("u@ours.test", 0, user="u@ours.test", client="127.0.0.1", helo="pc")
+    chunks = [content[:7], content[7:]] if content else []
+    reply = made.offer(Offer(envelope, given, chunks, service, "ESMTPSA", "TLSv1.3 X"))
+    return reply.code, reply.enhanced
+
+
+def body_of(content: bytes, service: str = "submission") -> bytes:
+    queue = FakeQueue()
+    assert offer(content, queue, service=service)[0] == 250
+    return queue.stored[0][3]
+
+
+def test_the_content_follows_what_is_added_unchanged() -> None:
+    content = b"From: <u@ours.test>\r\nSubject: x\r\n\r\n.dot\r\nbody\r\n"
+    body = body_of(content)
+    assert body.endswith(b"\r\n" + content)
+    head = body[: -len(content)]
+    assert head.startswith(b"Received: from pc ([127.0.0.1])")
+    assert b"\r\nMessage-ID: <" in head
+    assert b"\r\nDate: Sun, 09 Sep 2001 01:46:40 -0000\r\n" in head
+    assert b"Message-ID" not in body_of(content, service="relay")
+
+
+@pytest.mark.parametrize("content", [b"just text, no header\r\n", b" starts folded: x\r\n"])
+def test_content_without_a_header_does_not_become_one(content: bytes) -> None:
+    header, _, rest = body_of(content).partition(b"\r\n\r\n")
+    assert rest == content
+    assert content.strip() not in header
+
+
+def test_a_message_that_begins_with_the_blank_line_keeps_it() -> None:
+    header, _, rest = body_of(b"\r\ntext behind an empty header\r\n").partition(b"\r\n\r\n")
+    assert rest == b"text behind an empty header\r\n"
+    assert header.startswith(b"Received:")
+
+
+def test_who_signs() -> None:
+    for sender, domain in [("u@second.test", "second.test"), ("u@foreign.test", "ours.test")]:
+        queue = FakeQueue()
+        offer(f"From: <{sender}>\r\n\r\n".encode(), queue)
+        assert queue.stored[0][1].signing_domain == domain
+        assert queue.stored[0][1].commit == "c" * 40
+
+
+def test_aliases_are_expanded_and_every_address_is_kept_once() -> None:
+    queue = FakeQueue()
+    offer(b"A: b\r\n\r\n", queue, ["all@ours.test", "b@ELSE.test", "B@else.test", "none@ours.test"])
+    assert [r.address for r in queue.stored[0][2]] == ["a@ours.test", "b@else.test", "B@else.test"]
+
+
+@pytest.mark.parametrize(
+    ("queue", "answer"),
+    [
+        (FakeQueue(Refusal.FULL), (452, "4.3.1")),
+        (FakeQueue(Refusal.FAILED), (451, "4.3.0")),
+        (FakeQueue(Refusal.DUPLICATE), (451, "4.3.0")),
+        (FakeQueue(away=True), (451, "4.3.0")),
+    ],
+)
+def test_what_is_not_stored_is_not_acknowledged(queue: FakeQueue, answer: tuple[int, str]) -> None:
+    assert offer(b"A: b\r\n\r\n", queue) == answer
+
+
+def test_refusals_before_anything_is_stored() -> None:
+    queue = FakeQueue()
+    assert offer(b"Received: x\r\n" * 51 + b"\r\n", queue) == (554, "5.4.6")
+    assert offer(b"X: " + b"y" * accept.MAX_HEADER_BYTES + b"\r\n\r\n", queue) == (552, "5.3.4")
+    assert offer(b"A: b\r\n\r\n", queue, ["none@ours.test"]) == (550, "5.1.1")
+    assert queue.stored == []
