@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 import msgspec
 
 from ptt_queue import keys
-from ptt_queue.protocol import CHUNK_BYTES
+from ptt_queue.protocol import CHUNK_BYTES, Ref
 from ptt_queue.store import MessageRecord, Transaction
 from ptt_queue.types import Act, Entry, Filter, NewTask, Page, State
 
@@ -126,12 +126,20 @@ def act(
     now: int,
     leased: Leased,
     maybe: Mapping[bytes, tuple[bytes, bool]],
+    tasks: Sequence[Ref] = (),
 ) -> Changes:
-    """Do ``verb`` to all tasks of these messages that nobody is at. ``maybe``: what the store does not know yet."""
+    """Do ``verb`` to all tasks of these messages, and to these ``tasks``, that nobody is at.
+
+    ``maybe``: what the store does not know yet.
+    """
     changes = Changes()
-    for id in ids:
+    wanted: dict[bytes, list[bytes] | None] = {id: [] for id, _ in tasks}
+    for id, number in tasks:
+        wanted[id] = [*(wanted[id] or []), keys.record_key(id, number)]
+    wanted.update(dict.fromkeys(ids))
+    for id, some in wanted.items():
         message = txn.message(id)
-        for key in list(txn.tasks_of(id)) if message else []:
+        for key in (list(txn.tasks_of(id)) if some is None else some) if message else []:
             task = txn.task(key)
             if message is None or task is None:
                 continue

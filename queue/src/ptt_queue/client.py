@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from ptt_queue.errors import ProtocolError, Unavailable
 from ptt_queue.link import Call, Link, Pieces
-from ptt_queue.protocol import PART_CHUNKS
+from ptt_queue.protocol import PART_CHUNKS, Ref
 from ptt_queue.types import (
     Act,
     Acted,
+    Amended,
     Entry,
     Filter,
     GroupLimit,
@@ -156,21 +157,32 @@ class QueueClient:
         found: Entries = self._run([self.link.show(message)])[0]
         return found
 
+    def act(self, act: Act, messages: Sequence[bytes], tasks: Sequence[Ref] = ()) -> Acted:
+        """Do it to all tasks of these messages, and to these tasks (message id, number), that nobody is at."""
+        found: Acted = self._run([self.link.act(act, messages, tasks)])[0]
+        return found
+
+    def amend(self, settle: Settle, bodies: Sequence[bytes] = ()) -> Amended:
+        """Settle a task that nobody is at, whatever its state. ``bodies``: of its puts, at most PART_BYTES in all."""
+        found: Amended = self._run([self.link.amend(settle, bodies)])[0]
+        return found
+
+    def repair(self, tasks: Sequence[Ref], delete: bool) -> int:
+        """Put damaged tasks back, or delete them; how many."""
+        found: int = self._run([self.link.repair(tasks, delete)])[0]
+        return found
+
     def retry(self, messages: Sequence[bytes]) -> Acted:
-        return self._act(Act.RETRY, messages)
+        return self.act(Act.RETRY, messages)
 
     def hold(self, messages: Sequence[bytes]) -> Acted:
-        return self._act(Act.HOLD, messages)
+        return self.act(Act.HOLD, messages)
 
     def release(self, messages: Sequence[bytes]) -> Acted:
-        return self._act(Act.RELEASE, messages)
+        return self.act(Act.RELEASE, messages)
 
     def delete(self, messages: Sequence[bytes]) -> Acted:
-        return self._act(Act.DELETE, messages)
-
-    def _act(self, act: Act, messages: Sequence[bytes]) -> Acted:
-        found: Acted = self._run([self.link.act(act, messages)])[0]
-        return found
+        return self.act(Act.DELETE, messages)
 
     # -- the wire ------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,15 @@ def sync_created(path: str) -> None:
             os.close(fd)
 
 
+def sync(path: str) -> None:
+    """Bring a file, or the entries of a directory, to stable storage. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def free_bytes(path: str) -> int:
     """What an ordinary user may still write on the file system of ``path``."""
     found = os.statvfs(path)

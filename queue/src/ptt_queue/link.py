@@ -20,6 +20,7 @@ from ptt_queue.protocol import CHUNK_BYTES, PART_BYTES, Claim, Granted, PutAnswe
 from ptt_queue.types import (
     Act,
     Acted,
+    Amended,
     Entry,
     Filter,
     GroupLimit,
@@ -93,6 +94,8 @@ _PAYLOADS: dict[str, Any] = {
         "list": Page,
         "show": list[Entry],
         "act": Acted,
+        "amend": Amended,
+        "repair": int,
     }.items()
 }
 
@@ -157,8 +160,17 @@ class Link:
     def show(self, message: bytes) -> Call:
         return Call("show", message)
 
-    def act(self, act: Act, messages: Sequence[bytes]) -> Call:
-        return Call("act", (act, list(messages)))
+    def act(self, act: Act, messages: Sequence[bytes], tasks: Sequence[protocol.Ref] = ()) -> Call:
+        return Call("act", (act, list(messages), list(tasks)))
+
+    def amend(self, settle: Settle, bodies: Sequence[bytes]) -> Call:
+        """The bodies must fit into one frame."""
+        call = Call("amend", settle)
+        call.blob = tuple(bodies)
+        return call
+
+    def repair(self, tasks: Sequence[protocol.Ref], delete: bool) -> Call:
+        return Call("repair", (list(tasks), delete))
 
     def parts(self, call: Call) -> Iterator[Pieces]:
         """The frames that go before ``send(call)``, on the same connection."""
@@ -202,6 +214,10 @@ class Link:
                 return protocol.GetList(number, what)
             case "show":
                 return protocol.GetShow(number, what)
+            case "amend":
+                return protocol.Amend(number, what)
+            case "repair":
+                return protocol.Repair(number, *what)
             case _:
                 return protocol.DoAct(number, *what)
 

@@ -133,7 +133,26 @@ class GetShow(_Request, frozen=True, tag="show"):
 class DoAct(_Request, frozen=True, tag="act"):
     number: int
     act: Act
-    messages: list[bytes]
+    messages: list[bytes]  # all their tasks
+    tasks: list[Ref] = []  # and these alone
+
+
+class Amend(_Request, frozen=True, tag="amend"):
+    """An operator's settle of a task that nobody is at. The blob is the bodies of ``settle.puts``.
+
+    Not numbered as puts and settles are: repeated, it finds the task gone and its messages there, and is done.
+    """
+
+    number: int
+    settle: Settle
+
+
+class Repair(_Request, frozen=True, tag="repair"):
+    """Put damaged tasks back to where they were, or delete them for good. Named as in ``damaged``."""
+
+    number: int
+    tasks: list[Ref]
+    delete: bool
 
 
 Request = (
@@ -151,6 +170,8 @@ Request = (
     | GetList
     | GetShow
     | DoAct
+    | Amend
+    | Repair
 )
 
 

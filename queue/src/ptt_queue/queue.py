@@ -22,9 +22,11 @@ from ptt_queue.dispatcher import Dispatcher
 from ptt_queue.errors import ProtocolError, StoreBroken
 from ptt_queue.leasing import Leasing
 from ptt_queue.pressure import Marks, Pressure
+from ptt_queue.operating import Operator
 from ptt_queue.protocol import (
     MAX_LEASE,
     MAX_WAIT_MS,
+    Amend,
     Assign,
     Body,
     DoAct,
@@ -37,6 +39,7 @@ from ptt_queue.protocol import (
     Mark,
     Put,
     Release,
+    Repair,
     Request,
     SettleTask,
     Stage,
@@ -112,6 +115,7 @@ class Queue:
         self._claims_until = now + settings.grace_ms if settings.clients else now
         self._last_txn = 0
         self._space_at = self._minute_at = self._retry_at = 0
+        operator = Operator(self.leasing, self.requests.garbage)
         self._serving: dict[type, Callable[[Batch, Session, Any, bytes], None]] = {
             Hello: self.requests.hello,
             Put: self.requests.put,
@@ -124,9 +128,11 @@ class Queue:
             Mark: self._mark,
             Assign: self._assign,
             GetStats: self._stats,
-            GetList: self.requests.listing,
-            GetShow: self.requests.show,
-            DoAct: self.requests.act,
+            GetList: operator.listing,
+            GetShow: operator.show,
+            DoAct: operator.act,
+            Amend: operator.amend,
+            Repair: operator.repair,
         }
 
     # -- connections ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a client may ask of the store: put, stage, settle, body, list, show, act. Each in the group's transaction.
+"""What a client may ask of the store: put, stage, settle, body. Each in the group's transaction.
 
 A put or settle is executed once for each client and number: the client's record, written in the same transaction,
 holds the last number executed and the few whose answer was not the usual one. A repeated request is answered from it.
@@ -20,9 +20,6 @@ from ptt_queue.protocol import (
     PART_BYTES,
     VERSION,
     Body,
-    DoAct,
-    GetList,
-    GetShow,
     Granted,
     Hello,
     Put,
@@ -36,10 +33,9 @@ from ptt_queue.protocol import (
 )
 from ptt_queue.session import Batch, Lease, Sent, Session, Staged
 from ptt_queue.store import ClientRecord, MessageRecord
-from ptt_queue.types import MESSAGE_ID_BYTES, Acted, NewMessage, NewTask, Refusal, Settle, State
+from ptt_queue.types import MESSAGE_ID_BYTES, NewMessage, NewTask, Refusal, Settle, State
 
 MAX_STAGED = 256  # bodies that one client sends in parts at the same time
-MAX_ACT = 10_000  # messages in one request of an operator
 KEPT_MS = 24 * 3600 * 1000  # how long the record of a client that is away is kept
 LOST = "lost"
 
@@ -359,26 +355,6 @@ class Requests:
             record.prefix = settle.prefix
         txn.rewrite_message(id, record)
         return self._add_tasks(batch, session, id, settle.tasks, index_keys, record.size, settle.lease)
-
-    # -- the operator --------------------------------------------------------------------------------------------
-
-    def listing(self, batch: Batch, session: Session, request: GetList, _blob: bytes) -> None:
-        try:
-            page = admin.listing(batch.txn, request.filter, self.leasing.leases)
-        except ValueError as e:
-            raise ProtocolError(str(e)) from e
-        batch.answers.append((session, (frame_answer(request.number, page),)))
-
-    def show(self, batch: Batch, session: Session, request: GetShow, _blob: bytes) -> None:
-        found = admin.show(batch.txn, request.message, self.leasing.leases) if len(request.message) == 12 else []
-        batch.answers.append((session, (frame_answer(request.number, found),)))
-
-    def act(self, batch: Batch, session: Session, request: DoAct, _blob: bytes) -> None:
-        ids = [id for id in request.messages[:MAX_ACT] if len(id) == MESSAGE_ID_BYTES]
-        done = admin.act(batch.txn, request.act, ids, batch.now, self.leasing.leases, self.leasing.returned)
-        batch.noted += done.noted
-        batch.committed.append(partial(self.garbage.update, dict.fromkeys(done.orphans)))
-        batch.answers.append((session, (frame_answer(request.number, Acted(done.changed, done.leased)),)))
 
 
 def _index_keys(id: bytes, tasks: Sequence[NewTask], priority: int, first: int) -> list[bytes]:

@@ -152,6 +152,15 @@ class Acted(msgspec.Struct, array_like=True, frozen=True):
     leased: int
 
 
+class Amended(enum.StrEnum):
+    """What became of an operator's settle (``QueueClient.amend``)."""
+
+    DONE = "done"
+    LEASED = "leased"  # a worker is at the task: nothing was changed
+    GONE = "gone"  # there is no such task any more
+    INVALID = "invalid"  # the new tasks or messages cannot be stored
+
+
 class Stats(msgspec.Struct, frozen=True):
     """The queue in numbers. ``commit_counts``: per bucket of ``commit_bounds`` (seconds), the last one above all."""
 

@@ -1,0 +1,57 @@
+"""What an operator may ask of the queue process: list, show, act, amend, repair. Each in the group's transaction."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ptt_queue import admin, amend, damaged
+from ptt_queue.errors import ProtocolError
+from ptt_queue.leasing import Leasing
+from ptt_queue.protocol import Amend, DoAct, GetList, GetShow, Repair, frame_answer
+from ptt_queue.session import Batch, Session
+from ptt_queue.types import MESSAGE_ID_BYTES, Acted
+
+MAX_ACT = 10_000  # messages, and tasks, in one request of an operator
+
+
+class Operator:
+    """``garbage``: ids of chunks that belong to no message, for the house-keeping of the process."""
+
+    def __init__(self, leasing: Leasing, garbage: dict[bytes, None]) -> None:
+        self.leasing = leasing
+        self.garbage = garbage
+
+    def listing(self, batch: Batch, session: Session, request: GetList, _blob: bytes) -> None:
+        try:
+            page = admin.listing(batch.txn, request.filter, self.leasing.leases)
+        except ValueError as e:
+            raise ProtocolError(str(e)) from e
+        batch.answers.append((session, (frame_answer(request.number, page),)))
+
+    def show(self, batch: Batch, session: Session, request: GetShow, _blob: bytes) -> None:
+        known = len(request.message) == MESSAGE_ID_BYTES
+        found = admin.show(batch.txn, request.message, self.leasing.leases) if known else []
+        batch.answers.append((session, (frame_answer(request.number, found),)))
+
+    def act(self, batch: Batch, session: Session, request: DoAct, _blob: bytes) -> None:
+        ids = [id for id in request.messages[:MAX_ACT] if len(id) == MESSAGE_ID_BYTES]
+        tasks = [ref for ref in request.tasks[:MAX_ACT] if amend.is_ref(ref)]
+        leasing = self.leasing
+        done = admin.act(batch.txn, request.act, ids, batch.now, leasing.leases, leasing.returned, tasks)
+        self._changed(batch, done)
+        batch.answers.append((session, (frame_answer(request.number, Acted(done.changed, done.leased)),)))
+
+    def amend(self, batch: Batch, session: Session, request: Amend, blob: bytes) -> None:
+        outcome, changes = amend.amend(batch.txn, request.settle, blob, self.leasing.leases)
+        self._changed(batch, changes)
+        batch.answers.append((session, (frame_answer(request.number, outcome),)))
+
+    def repair(self, batch: Batch, session: Session, request: Repair, _blob: bytes) -> None:
+        tasks = [ref for ref in request.tasks[:MAX_ACT] if amend.is_ref(ref)]
+        changes = damaged.repair(batch.txn, tasks, request.delete)
+        self._changed(batch, changes)
+        batch.answers.append((session, (frame_answer(request.number, changes.changed),)))
+
+    def _changed(self, batch: Batch, changes: admin.Changes) -> None:
+        batch.noted += changes.noted
+        batch.committed.append(partial(self.garbage.update, dict.fromkeys(changes.orphans)))
