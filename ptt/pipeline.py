@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import gevent
+import gevent.event
 import gevent.pool
 import msgspec
 from ptt_queue.types import GroupLimit, NewMessage, NewTask, PutResult, Settle, Task
@@ -32,6 +33,7 @@ LEASE_MOST = 32  # tasks asked for at once
 OUR_FAULT_RETRY_MS = 60_000  # after an unexpected exception of our own
 KNOWN_SITES = 50_000  # lanes whose site was told to the queue process
 HELD_BYTES = 256 * 1024 * 1024  # bodies that one worker keeps in memory on their way; above, they wait in the queue
+SMALL_BODY = 256 * 1024  # is read whatever HELD_BYTES says, lest it waits for large ones: 100 MiB for 400 in flight
 PAUSE_SECONDS = 0.5  # before asking again, while the queue process is away
 
 
@@ -60,8 +62,10 @@ class Pipeline:
         self.clock = clock
         self.rng = rng or random.Random()  # noqa: S311  (jitter, not a secret)
         self.stages = [Stage.SIGN, Stage.DELIVER] if signing else [Stage.DELIVER]
-        self.pool = gevent.pool.Pool(config.relay.in_flight)
+        self.pool = gevent.pool.Group()  # of no fixed size: a task that waits here for a place could wait for itself
         self.held_bytes = 0
+        self._expected = 0  # tasks that the queue may be leasing to us at this moment
+        self._changed = gevent.event.Event()  # a task has ended
         self.stopping = False
         self._sites: OrderedDict[str, str] = OrderedDict()
 
@@ -83,8 +87,13 @@ class Pipeline:
         ``schedule``: not before, expiry, priority, hold. Raises SpoolUnavailable.
         """
         message = plan.new_message(id, envelope, recipients, len(body), self.config, self.now_ms(), schedule)
-        room = not self.stopping and not self.pool.full() and self.held_bytes + len(body) <= HELD_BYTES
-        result = self.spool.put(message, body, lease=room)
+        wanted = len(message.tasks)
+        room = not self.stopping and wanted <= self._free() and self.held_bytes + len(body) <= HELD_BYTES
+        self._expected += wanted * room
+        try:
+            result = self.spool.put(message, body, lease=room)
+        finally:
+            self._expected -= wanted * room
         for task in result.leased:
             self._start(task, body)
         return result
@@ -92,9 +101,9 @@ class Pipeline:
     def run(self) -> None:
         """Lease what is due, for ever; run it in a greenlet. ``stop`` ends it."""
         while not self.stopping:
-            self.pool.wait_available()
-            most = min(self.pool.free_count(), LEASE_MOST)
-            if self.stopping or not most:
+            most = min(self._free(), LEASE_MOST)
+            if most <= 0:
+                self._wait_for_change()
                 continue
             try:
                 tasks = self.spool.lease(most, self.stages)
@@ -111,11 +120,39 @@ class Pipeline:
 
     # -- one task --------------------------------------------------------------------------------------------
 
+    def _free(self) -> int:
+        """How many tasks may be leased now."""
+        return self.config.relay.in_flight - len(self.pool) - self._expected
+
+    def _wait_for_change(self) -> None:
+        self._changed.clear()
+        self._changed.wait(PAUSE_SECONDS)
+
     def _start(self, task: Task, body: bytes | None) -> None:
+        if body is not None:
+            self.held_bytes += task.size
+        greenlet = gevent.spawn(self._journey, task, body)
+        self.pool.add(greenlet)
+        greenlet.rawlink(lambda _: self._changed.set())  # after the pool's own link: its place is free by then
+
+    def _content(self, task: Task) -> bytes:
+        """The body from the queue. Raises SpoolUnavailable.
+
+        A large one waits until there is room in memory: a backlog of them must not become as many in memory.
+        """
+        while task.size > SMALL_BODY and self.held_bytes and self.held_bytes + task.size > HELD_BYTES:
+            if self.stopping:
+                raise SpoolUnavailable("stopping")
+            self._wait_for_change()
         self.held_bytes += task.size
-        self.pool.add(gevent.spawn(self._journey, task, body))  # add may yield; the greenlet is running already
+        try:
+            return self.spool.body(task)
+        except BaseException:
+            self.held_bytes -= task.size
+            raise
 
     def _journey(self, task: Task, body: bytes | None) -> None:
+        content = body
         try:
             envelope = ENVELOPE.decode(task.meta)
             if task.maybe and not plan.is_told(task):  # the lease before this one ended with a process
@@ -123,7 +160,7 @@ class Pipeline:
             if plan.must_hold(task, self.config):
                 self._hold(task)
                 return
-            content = self.spool.body(task) if body is None else body
+            content = self._content(task) if content is None else content
             if task.stage == Stage.SIGN:
                 self._sign(task, envelope, content)
             else:
@@ -133,7 +170,7 @@ class Pipeline:
         except Exception as e:
             self._our_fault(task, e)
         finally:
-            self.held_bytes -= task.size
+            self.held_bytes -= task.size if content is not None else 0
 
     def _hold(self, task: Task) -> None:
         """Leave it to the operator, who may know whether it arrived."""
@@ -175,7 +212,12 @@ class Pipeline:
         if task.then and len(tasks) == 1:
             self._deliver(task, envelope, body, tasks[0].lane, result.prefix)
             return
-        settled = self.spool.settle(Settle(task.message, task.number, tasks, result.prefix, lease=True))
+        room = len(tasks) - 1 <= self._free()  # our own place becomes free
+        self._expected += len(tasks) * room
+        try:
+            settled = self.spool.settle(Settle(task.message, task.number, tasks, result.prefix, lease=room))
+        finally:
+            self._expected -= len(tasks) * room
         for following in settled.leased:
             self._start(following, body)
 
