@@ -90,11 +90,21 @@ def test_counts_follow_commits_only(tmp_path):
 def test_creation_is_synced(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
-    Store(str(tmp_path / "queue"), MAP).close()
-    assert synced[:3] == [str(tmp_path / "queue" / "data.mdb"), str(tmp_path / "queue"), str(tmp_path)]
+    home = tmp_path / "queue"
+    names = [str(home / "data.mdb"), str(home), str(tmp_path)]
+    Store(str(home), MAP).close()
+    assert synced[:4] == [str(home / "new" / "data.mdb"), *names]
     synced.clear()
+    Store(str(home), MAP).close()  # the process that created it may have been killed before it synced
+    assert synced[:3] == names
+
+
+def test_a_creation_that_was_cut_off_is_done_again(tmp_path):
+    beside = tmp_path / "queue" / "new"
+    beside.mkdir(parents=True)
+    (beside / "data.mdb").write_bytes(b"\0" * 4096)  # half of what LMDB writes first
     Store(str(tmp_path / "queue"), MAP).close()
-    assert synced == []
+    assert not beside.exists()
 
 
 @pytest.mark.parametrize(("magic", "name"), [(0x6969, "NFS"), (0x794C7630, "overlayfs")])

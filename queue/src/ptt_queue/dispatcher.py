@@ -24,6 +24,8 @@ MAX_ASSIGNED = 200_000  # lanes whose group was told
 CLASS_TURNS = (0, 1, 0, 0, 1, 0, 2)
 """Which class a lane serves first, turn by turn: 4 urgent, 2 normal, 1 bulk, so that none starves."""
 MAX_GROUPS = 400_000
+QUANTUM = 4  # tasks of one lane in one turn, where nothing limits it
+MAX_QUANTUM = 8
 RATE_SLACK_MS = 100  # tokens that fell due within this time may go at once: fewer timers
 
 ACTIVE, PARKED, ASLEEP, GONE = range(4)
@@ -133,6 +135,13 @@ class Dispatcher:
             group.lanes += 1
         return lane
 
+    def quantum(self, lane: Lane) -> int:
+        """Tasks of a lane in one turn: weighted by what it may send, its part of the tokens of its group."""
+        group = lane.group
+        if group is None or not group.limit.in_flight:
+            return QUANTUM
+        return min(MAX_QUANTUM, max(1, group.limit.in_flight // max(1, group.lanes)))
+
     def next_lane(self, stage: int, now: int) -> Lane | None:
         """The lane whose turn it is, taken out; give it back with ``again``, ``rest`` or ``park``."""
         active = self._active.get(stage)
@@ -240,6 +249,10 @@ class Dispatcher:
                 self._groups = {n: g for n, g in self._groups.items() if g.in_flight or g.lanes}
             group = self._groups[name] = Group(name, limit)
         return group
+
+    def shares(self, lane: str, group: Group) -> bool:
+        """Is the lane one of several in this group?"""
+        return self._assigned.get(lane, ("", None))[0] == group.name
 
     def _purge(self, group: Group) -> None:
         if group.idle():

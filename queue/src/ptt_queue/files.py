@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
+import shutil
+from collections.abc import Callable
 
 from ptt_queue.errors import StoreBusy, StoreError
 
@@ -22,6 +25,7 @@ _REFUSED = {  # f_type of statfs(2)
 """File systems on which a shared memory map, its locks or its syncs cannot be relied on."""
 
 _LOCK = "owner.lock"
+_DATA = "data.mdb"
 
 
 def check_file_system(path: str) -> None:
@@ -64,19 +68,28 @@ def take(path: str) -> int:
     return fd
 
 
+def create(path: str, make: Callable[[str], None]) -> None:
+    """Create the file of a store so that a crash leaves either none or a whole one: made beside, synced, renamed.
+
+    ``make`` is called with a directory in which it leaves data.mdb. Raises OSError.
+    """
+    beside = os.path.join(path, "new")
+    shutil.rmtree(beside, ignore_errors=True)  # of one that did not come to its end
+    os.makedirs(beside, mode=0o700)
+    make(beside)
+    made = os.path.join(beside, _DATA)
+    sync(made)
+    os.rename(made, os.path.join(path, _DATA))
+    shutil.rmtree(beside)
+
+
 def sync_created(path: str) -> None:
     """A new store survives a loss of power: its files, its directory and the directory's own entry."""
     full = os.path.abspath(path)
     parent = os.path.dirname(full)
-    for name in (os.path.join(full, "data.mdb"), full, parent, os.path.dirname(parent)):
-        try:
-            fd = os.open(name, os.O_RDONLY)
-        except PermissionError:  # a directory that we may not read we did not create
-            continue
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    for name in (os.path.join(full, _DATA), full, parent, os.path.dirname(parent)):
+        with contextlib.suppress(PermissionError):  # a directory that we may not read we did not create
+            sync(name)
 
 
 def sync(path: str) -> None:

@@ -11,9 +11,10 @@ next lane is found by one seek past ``lane NUL 0xff``.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ptt_queue.types import MESSAGE_ID_BYTES, State
+from ptt_queue.types import MESSAGE_ID_BYTES, NewTask, State
 
 MAX_LANE_BYTES = 400  # LMDB's keys end at 511 bytes; a domain has at most 255
 MAX_DUE = (1 << 48) - 1
@@ -74,6 +75,19 @@ def index_key(stage: int, state: int, lane: str, priority: int, due: int, messag
     """The key of a task in the index. Raises ValueError for a lane that does not fit, struct.error for numbers."""
     after = _AFTER_LANE.pack(priority, due >> 32, due & 0xFFFFFFFF, message, number)
     return b"%c%c%b\0%b" % (stage, state, lane_bytes(lane), after)
+
+
+def of_tasks(id: bytes, tasks: Sequence[NewTask], priority: int, first: int) -> list[bytes]:
+    """Where new tasks, numbered from ``first``, stand in the index; [] when one of them is not to be stored."""
+    found = []
+    try:
+        for number, task in enumerate(tasks, first):
+            found.append(index_key(task.stage, task.state, task.lane, priority, task.due, id, number))
+            if task.stage > MAX_STAGE or (task.then and not lane_bytes(task.then)):
+                return []
+    except (ValueError, OverflowError, struct.error):
+        return []
+    return found
 
 
 def lane_of_key(key: bytes) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 import msgspec
 
@@ -23,7 +24,7 @@ from ptt_queue.types import NewTask, State, Task
 
 TAG_BYTES = 8  # of a client's id
 MAX_CAME_BACK = 100_000  # beyond that the answer is the careful one
-QUANTUM = 4  # tasks of one lane in one turn
+TOGETHER_LOOK = 32  # tasks of a message that are looked at, to lease those of one group together
 LOOK_MOST = 1000  # lanes looked at for one answer: some may have nothing ready after all
 FLUSH_MOST = 500  # ended leases written in one transaction
 SWEEP_LANES = 2000  # lanes found by skipping in one turn: some 10 ms
@@ -60,15 +61,15 @@ class Leasing:
             for stage in order:
                 if len(found) < most and (lane := self.dispatcher.next_lane(stage, batch.now)):
                     looked += 1
-                    self._serve(batch, session, lane, min(QUANTUM, most - len(found)), found)
+                    self._serve(batch, session, lane, most, found)
             if looked == before:
                 break
         return found
 
     def _serve(self, batch: Batch, session: Session, lane: Lane, most: int, found: list[Task]) -> None:
         now, group = batch.now, lane.group
-        for _ in range(most):
-            if group and group.free_at(now) != now:
+        for _ in range(self.dispatcher.quantum(lane)):
+            if len(found) >= most or (group and group.free_at(now) != now):
                 break
             key, wake = self._next(batch, lane)
             if key is None:
@@ -76,7 +77,32 @@ class Leasing:
                 return
             if task := self._lease_waiting(batch, session, key, group):
                 found.append(task)
+                if group and self.dispatcher.shares(task.lane, group):
+                    self._together(batch, session, task, group, most, found)
         self.dispatcher.again(lane)
+
+    def _together(
+        self, batch: Batch, session: Session, first: Task, group: Group, most: int, found: list[Task]
+    ) -> None:
+        """Lease the ready tasks of the same message whose lanes are in the same group: one connection does for all."""
+        txn, now = batch.txn, batch.now
+        begin = max(1, first.number - TOGETHER_LOOK // 2)
+        for key in list(islice(txn.tasks_of(first.message, begin), TOGETHER_LOOK)):
+            if len(found) >= most or group.free_at(now) != now:
+                return
+            try:
+                task = None if key in self.leases else txn.task(key)
+            except msgspec.MsgspecError:  # it is set aside when its turn comes
+                continue
+            if task is None or task.stage != first.stage or task.state is not State.WAITING or task.due > now:
+                continue
+            if self.dispatcher.shares(task.lane, group):
+                number = keys.split_record_key(key)[1]
+                index_key = keys.index_key(
+                    task.stage, task.state, task.lane, first.priority, task.due, first.message, number
+                )
+                if leased := self._lease_waiting(batch, session, index_key, group):
+                    found.append(leased)
 
     def _next(self, batch: Batch, lane: Lane) -> tuple[bytes | None, int | None]:
         """The lane's next ready task, or when the first of its others falls due."""
@@ -94,7 +120,8 @@ class Leasing:
                     lane.cursors[priority] = key
                     break
                 if key[-keys.TASK_BYTES :] not in self.leases:
-                    lane.cursors[priority] = key + b"\0"
+                    if cursor.next() and (following := cursor.key()).startswith(prefix):
+                        lane.cursors[priority] = following
                     return key, None
                 if not cursor.next():
                     break

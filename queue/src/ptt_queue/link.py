@@ -319,7 +319,8 @@ class Link:
         match call.kind:
             case "put":
                 message = call.what[0]
-                call.result = PutResult(result.refused, self._granted(result.granted, message.tasks, message, b""))
+                granted = self._granted(result.granted, message.tasks, message, b"")
+                call.result = PutResult(result.refused, granted, result.first)
             case "settle":
                 call.result = self._settled(call, result)
             case "lease":

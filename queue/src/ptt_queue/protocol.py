@@ -195,6 +195,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
 class PutAnswer(msgspec.Struct, array_like=True, frozen=True):
     refused: Refusal | None
     granted: list[Granted]
+    first: bytes = b""  # see PutResult
 
 
 class SettleAnswer(msgspec.Struct, array_like=True, frozen=True):

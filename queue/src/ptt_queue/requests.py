@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ptt_queue import admin, keys
+from ptt_queue import admin, keys, once
 from ptt_queue.errors import ProtocolError
 from ptt_queue.leasing import Leasing
 from ptt_queue.protocol import (
@@ -38,6 +38,7 @@ from ptt_queue.types import MESSAGE_ID_BYTES, NewMessage, NewTask, Refusal, Sett
 MAX_STAGED = 256  # bodies that one client sends in parts at the same time
 KEPT_MS = 24 * 3600 * 1000  # how long the record of a client that is away is kept
 LOST = "lost"
+PRUNED_KEYS = 2000  # of submitters, each minute, when no new ones come: each of those removes two
 
 
 class Requests:
@@ -100,7 +101,8 @@ class Requests:
             self.clients[client].last, self.clients[client].unusual = last, unusual
 
     def prune_clients(self, batch: Batch) -> None:
-        """Forget those that have been away for long."""
+        """Forget those that have been away for long, and submitters' keys that have expired."""
+        once.prune(batch.txn, batch.now, PRUNED_KEYS)
         here = {s.client for s in self.sessions}
         for client, record in list(batch.txn.clients()):
             if client not in here and record.seen < batch.now - KEPT_MS:
@@ -131,22 +133,26 @@ class Requests:
         record = self._recall(batch, session, request.done)
         message = request.message
         granted: list[Granted] = []
+        first = once.find(batch.txn, message, batch.now) if message.once else b""
         if request.number <= record.last:
             was = record.unusual.get(request.number)
             refused = Refusal(was) if was else None
             batch.committed.append(partial(self._unstage, session, message.id))
-            if refused is None and request.lease:
+            if refused is None and request.lease and not first:
                 granted = self.leasing.rebirth(batch, session, message.id, message.tasks)
         else:
             record.last = request.number
-            index_keys = _index_keys(message.id, message.tasks, message.priority, 1)
+            index_keys = keys.of_tasks(message.id, message.tasks, message.priority, 1)
             refused = Refusal.FULL if self.full() else self._fault(batch, session, message, index_keys, len(blob))
-            if refused is None:
+            if refused is None and not first:
                 granted = self._store(batch, session, message, index_keys, blob, request.lease)
+                once.remember(batch.txn, message, batch.now)
             else:
-                record.unusual[request.number] = refused.value
+                if refused is not None:
+                    record.unusual[request.number] = refused.value
                 batch.committed.append(partial(self._unstage, session, message.id))
-        batch.answers.append((session, (frame_answer(request.number, PutAnswer(refused, granted)),)))
+        answer = PutAnswer(refused, granted, b"" if refused else first)
+        batch.answers.append((session, (frame_answer(request.number, answer),)))
 
     def _fault(
         self, batch: Batch, session: Session, message: NewMessage, index_keys: list[bytes], blob_bytes: int
@@ -316,13 +322,13 @@ class Requests:
             lease = None
         if lease is None or lease.settling:
             return LOST, []
-        if settle.tasks and not _index_keys(settle.message, settle.tasks, 0, 1):
+        if settle.tasks and not keys.of_tasks(settle.message, settle.tasks, 0, 1):
             return "invalid: a task", []
         at, puts = 0, []
         for put in settle.puts:
             size = 0 if put.staged else put.size
             body = blob[at : at + size]
-            index_keys = _index_keys(put.id, put.tasks, put.priority, 1)
+            index_keys = keys.of_tasks(put.id, put.tasks, put.priority, 1)
             fault = self._fault(batch, session, put, index_keys, len(body))
             if fault:
                 return f"{fault.value}: a message that goes with it", []
@@ -349,22 +355,9 @@ class Requests:
         record = txn.message(id)
         if record is None:
             raise RuntimeError("a task without its message")
-        index_keys = _index_keys(id, settle.tasks, record.priority, record.next)
+        index_keys = keys.of_tasks(id, settle.tasks, record.priority, record.next)
         record.next += len(settle.tasks)
         if settle.prefix is not None:
             record.prefix = settle.prefix
         txn.rewrite_message(id, record)
         return self._add_tasks(batch, session, id, settle.tasks, index_keys, record.size, settle.lease)
-
-
-def _index_keys(id: bytes, tasks: Sequence[NewTask], priority: int, first: int) -> list[bytes]:
-    """Where new tasks, numbered from ``first``, stand in the index; [] when one of them is not to be stored."""
-    found = []
-    try:
-        for number, task in enumerate(tasks, first):
-            found.append(keys.index_key(task.stage, task.state, task.lane, priority, task.due, id, number))
-            if task.stage > keys.MAX_STAGE or (task.then and not keys.lane_bytes(task.then)):
-                return []
-    except (ValueError, OverflowError, struct.error):
-        return []
-    return found

@@ -70,6 +70,8 @@ class Store:
         if fresh and readonly:
             raise StoreError(f"{path}: there is no queue here")
         try:
+            if fresh:
+                files.create(path, lambda beside: lmdb.open(beside, map_size=map_bytes, mode=0o600).close())
             self.env = lmdb.open(
                 path,
                 map_size=map_bytes,
@@ -82,8 +84,8 @@ class Store:
             self.dbs: dict[str, Any] = {n: self.env.open_db(n.encode(), create=not readonly) for n in _DATABASES}
         except (lmdb.Error, OSError) as e:
             raise StoreError(f"{path}: {e}") from e
-        if fresh:
-            files.sync_created(path)
+        if not readonly:
+            files.sync_created(path)  # each time: who created it may have been killed before
         self.path = path
         self.page_bytes: int = self.env.stat()["psize"]
         self.counts: _Counts = {}

@@ -66,6 +66,8 @@ class NewMessage(msgspec.Struct, array_like=True, frozen=True):
     expires: int = 0  # 0: never
     priority: int = DEFAULT_CLASS
     staged: bool = False  # the body was sent before, in parts, with ``stage``
+    once: bytes = b""  # the submitter's key: a second message with it is not stored until ``once_until``
+    once_until: int = 0
 
 
 class Task(msgspec.Struct, array_like=True, frozen=True):
@@ -183,10 +185,14 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class PutResult(msgspec.Struct, array_like=True, frozen=True):
-    """``refused`` is None when the message is on stable storage. ``leased``: tasks leased with the put."""
+    """``refused`` is None when the message is on stable storage. ``leased``: tasks leased with the put.
+
+    ``first``: the id of the message that was stored under the same key before; this one was not stored. Else b"".
+    """
 
     refused: Refusal | None
     leased: list[Task]
+    first: bytes = b""
 
 
 class Settle(msgspec.Struct, array_like=True, frozen=True):
