@@ -21,8 +21,8 @@ from ptt_queue import files, keys
 from ptt_queue.dispatcher import Dispatcher
 from ptt_queue.errors import ProtocolError, StoreBroken
 from ptt_queue.leasing import Leasing
-from ptt_queue.pressure import Marks, Pressure
 from ptt_queue.operating import Operator
+from ptt_queue.pressure import Marks, Pressure
 from ptt_queue.protocol import (
     MAX_LEASE,
     MAX_WAIT_MS,

@@ -249,10 +249,10 @@ class Transaction:
         self.txn.delete(index_key, db=self.index)
         self._count((index_key[0], index_key[1]), -1)
 
-    def tasks_of(self, id: bytes) -> Iterator[bytes]:
-        """The keys of a message's tasks."""
+    def tasks_of(self, id: bytes, first: int = 1) -> Iterator[bytes]:
+        """The keys of a message's tasks from this number on."""
         cursor = self.txn.cursor(db=self.records)
-        found = cursor.set_range(keys.record_key(id, 1))
+        found = cursor.set_range(keys.record_key(id, first))
         while found:
             key: bytes = cursor.key()
             if not key.startswith(id):
