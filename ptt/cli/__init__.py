@@ -1,1 +1,1 @@
-"""cli"""
+"""The ``ptt`` command, and what ``make run`` and ``ptt demo`` are made of."""
