@@ -22,6 +22,7 @@ from ptt.smtp.config import ServerConfig
 from ptt.smtp.replies import SHUTTING_DOWN
 from ptt.submission import policy
 from ptt.submission.accept import Accept
+from ptt.submission.limits import Budget
 from ptt.submission.session import Service, Session, Verifies
 
 POLITE_SECONDS = 2.0  # to tell a client that there is no room
@@ -132,12 +133,13 @@ def listeners(
 ) -> list[Listener]:
     """A listener for each socket; ``sockets`` gives with each its index in ``config.listen``."""
     made = []
+    budget = Budget()
     for index, sock in sockets:
         listen = config.listen[index]
         plain, hop = server_configs(config, listen)
         networks = [ipaddress.ip_network(n) for n in listen.trusted]
         service = Service(
-            config, listen, plain, hop, contexts.of(listen), logins, directory, accept, log, counters, networks
+            config, listen, plain, hop, contexts.of(listen), logins, directory, accept, log, counters, networks, budget
         )
         made.append(Listener(sock, service))
     return made

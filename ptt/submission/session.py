@@ -6,8 +6,10 @@ lets an exception of ours end it: the client gets a temporary failure and the lo
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from ptt.metrics import Counters
 from ptt.net.stream import MAX_READ, ReadTimeout, Stream, StreamError
 from ptt.net.tls import peer_roles
 from ptt.relay.hop import KEYWORD, decode
+from ptt.smtp import states
 from ptt.smtp.config import ServerConfig
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import (
@@ -29,6 +32,7 @@ from ptt.smtp.events import (
     Hello,
     MailFrom,
     MessageComplete,
+    MessageStart,
     RcptTo,
     ServerEvent,
     StartTls,
@@ -38,12 +42,14 @@ from ptt.smtp.reply import Reply
 from ptt.smtp.server import ServerSession
 from ptt.submission import policy
 from ptt.submission.accept import Accept, Offer
+from ptt.submission.limits import COMMAND_SECONDS, MAX_REFUSED_SENDERS, Budget, Pace
 
-COMMAND_SECONDS = 300.0  # RFC 5321 4.5.3.2.7
 MAX_LOGGED_USER = 320  # the longest address; longer is noise
 HANDSHAKE_SECONDS = 60.0  # a TLS handshake is a few round trips
 
 AUTH_BUSY = Reply(454, "4.7.0", "too many logins at once, try again later")
+NO_ROOM = Reply(421, "4.3.1", "too much mail is coming in at once, try again later")
+TOO_MANY_SENDERS = Reply(421, "4.7.0", "too many refused senders, closing connection")
 BAD_AUTHZID = Reply(535, "5.7.8", "one user cannot act as another")
 NOT_SIGNED_HERE = Reply(550, "5.7.1", "this signer does not sign for that domain")
 BAD_HOP = Reply(501, "5.5.4", "the envelope of the hop cannot be read")
@@ -69,6 +75,8 @@ class Service(msgspec.Struct):
     log: Log
     counters: Counters
     networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]
+    budget: Budget  # of all listeners of the worker
+    clock: Callable[[], float] = time.monotonic
 
 
 class Session:
@@ -87,6 +95,10 @@ class Session:
         self.recipients: list[Recipient] = []
         self.draining = False
         self._reading = False
+        self._pace = Pace(service.clock(), must_login=service.listen.service == "submission")
+        self._receiving = False  # a content is coming
+        self._held = 0  # octets of it that count in the budget
+        self._refused_senders = 0  # in a row
 
     def serve(self) -> None:
         """Returns when the connection is closed. Raises nothing."""
@@ -103,6 +115,7 @@ class Session:
             self.service.counters.count("ptt_errors_total", "session")
             self.service.log.exception("session failed unexpectedly", e, client=self.client)
         finally:
+            self._content_gone()
             self.stream.close()
 
     def drain(self) -> None:
@@ -138,20 +151,45 @@ class Session:
         if self.draining and self.envelope is None:
             self._say_goodbye(SHUTTING_DOWN)
             return False
+        left = self._pace.left(self.service.clock())
         self._reading = True
         try:
-            data = self.stream.read(MAX_READ, COMMAND_SECONDS)
+            if left <= 0:
+                raise ReadTimeout("too slow")
+            data = self.stream.read(MAX_READ, left)
         except ReadTimeout:
             self._say_goodbye(TIMED_OUT)
             return False
         finally:
             self._reading = False
+        if self._receiving and not self._hold(len(data)):
+            self.service.counters.count("ptt_refused_total", "421", "memory")
+            self.service.log.warning("content refused", client=self.client, user=self.user, reply=str(NO_ROOM))
+            self._say_goodbye(NO_ROOM)
+            return False
         self.smtp.receive_data(data)
         return True
+
+    def _hold(self, octets: int) -> bool:
+        """More of a content is here. False: there is no room for it."""
+        if self.smtp.state is not states.DATA:  # it was refused at its end
+            self._content_gone()
+            return True
+        self._pace.content(octets, self.service.clock())
+        held = min(self._held + octets, self.service.config.smtp.max_message_bytes)  # no more of it is kept
+        fits = self.service.budget.change(self._held, held)
+        self._held = held if fits else self._held
+        return fits
+
+    def _content_gone(self) -> None:
+        self.service.budget.change(self._held, 0)
+        self._held = 0
+        self._receiving = False
 
     def _flush(self) -> None:
         if out := self.smtp.data_to_send():
             self.stream.write(out, COMMAND_SECONDS)
+            self._pace.progress(self.service.clock())
 
     def _say_goodbye(self, reply: Reply) -> None:
         self.smtp.shutdown(reply)
@@ -165,6 +203,10 @@ class Session:
 
     def _server_config(self) -> ServerConfig:
         return self.service.hop if self.from_role else self.service.plain
+
+    @functools.cached_property
+    def _is_trusted(self) -> bool:
+        return policy.trusted(self.client, self.service.networks)
 
     @property
     def from_role(self) -> bool:
@@ -200,6 +242,8 @@ class Session:
         if isinstance(event, Hello):
             self.helo, self.ehlo = event.name, event.ehlo
             self.envelope = None
+        elif isinstance(event, MessageStart):
+            self._receiving = True
         elif isinstance(event, AuthAttempt):
             return self._auth(event)
         return None
@@ -210,6 +254,7 @@ class Session:
         result = self.service.logins.verify(attempt.authcid, attempt.password.reveal())
         if result == "ok":
             self.user = attempt.authcid.lower()
+            self._pace.logged_in()
             return self._auth_result(attempt, "ok", None)
         return self._auth_result(attempt, result, AUTH_FAILED if result == "bad" else AUTH_BUSY)
 
@@ -240,16 +285,17 @@ class Session:
             carried = dict(event.params.extra).get(KEYWORD)
             envelope, refusal = self._carried(envelope, carried) if carried else (envelope, None)
         else:
-            trusted = policy.trusted(self.client, self.service.networks)
-            refusal = None if trusted else policy.NO_RELAY
+            refusal = None if self._is_trusted else policy.NO_RELAY
         if refusal is None:
             self.envelope = envelope
+            self._refused_senders = 0
             return None
         self.service.counters.count("ptt_refused_total", str(refusal.code), "sender")
         self.service.log.warning(
             "sender refused", client=self.client, user=self.user, sender=event.address, reply=str(refusal)
         )
-        return refusal
+        self._refused_senders += 1
+        return refusal if self._refused_senders < MAX_REFUSED_SENDERS else TOO_MANY_SENDERS
 
     def _carried(self, envelope: Envelope, text: str) -> tuple[Envelope, Reply | None]:
         """The envelope as the role before us sent it, with what its MAIL command says."""
@@ -278,4 +324,7 @@ class Session:
         protocol = ("ESMTP" if self.ehlo else "SMTP") + ("S" if tls else "") + ("A" if self.user else "")
         offer = Offer(envelope, self.recipients, event.chunks, self.service.listen.service, protocol, tls)
         self.recipients = []
-        return self.service.accept.offer(offer)
+        try:
+            return self.service.accept.offer(offer)
+        finally:
+            self._content_gone()
