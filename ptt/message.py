@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import enum
+import functools
 import os
 
 import msgspec
@@ -68,6 +69,7 @@ _PAIRS = [a + b for a in _DIGITS for b in _DIGITS]
 _SHIFTS = range(90, -1, -10)  # 96 bits and 4 of padding, in tens: it is on every line of the log
 
 
+@functools.lru_cache(maxsize=4096)
 def show_id(message: bytes) -> str:
     """The id as users and logs see it: 20 characters of lower-case base32 (extended hex: sorts like the bytes)."""
     n = int.from_bytes(message, "big") << 4
