@@ -1,0 +1,46 @@
+"""A real queue process of the tests, perhaps run by another program."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+MAP_BYTES = 1 << 28
+
+
+class Process:
+    """A real queue process. ``before``: a program that runs it (strace, faketime)."""
+
+    def __init__(self, directory: pathlib.Path, before: Sequence[str] = (), map_bytes: int = MAP_BYTES) -> None:
+        self.store = directory / "queue"
+        self.socket = str(directory.parent / f"{directory.name}.sock")
+        self.before = list(before)
+        self.map_bytes = map_bytes
+        self.start()
+
+    def start(self, environment: dict[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "ptt_queue", str(self.store), self.socket, "--map-bytes", str(self.map_bytes)]
+        self.process = subprocess.Popen(
+            [*self.before, *command], stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {})
+        )
+
+    def pid(self) -> int:
+        """Of the queue process itself."""
+        pid = self.process.pid
+        if self.before:
+            children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            pid = int(children[-1])
+        return pid
+
+    def end(self, how: int = signal.SIGKILL) -> str:
+        """End it if it still runs; returns what it said."""
+        if self.process.poll() is None:
+            with contextlib.suppress(OSError, IndexError):
+                os.kill(self.pid(), how)
+        with contextlib.suppress(FileNotFoundError):
+            pathlib.Path(self.socket).unlink()
+        _, said = self.process.communicate(timeout=30)
+        return said or ""
