@@ -76,7 +76,9 @@ def keys(config: Config) -> Iterator[Finding]:
         yield warn("keys", "there is no DKIM key", "ptt dkim keygen --domain DOMAIN")
     missing = [k for k in public if not os.path.exists(os.path.join(config.signer.keys, k.domain, f"{k.selector}.pem"))]
     for key in missing:
-        yield fail("keys", f"the private key of {key.selector} of {key.domain} is missing", "ptt dkim keygen")
+        public_file = os.path.join(config.signer.public, key.domain, f"{key.selector}.pub")
+        what = f"bring it back, or make another key and remove this one: ptt dkim keygen --domain {key.domain}"
+        yield fail("keys", f"the private key of {key.selector} of {key.domain} is missing", f"{what}; rm {public_file}")
     if public and not refused and not missing:
         yield ok("keys", f"{len(public)} with right owners and modes")
 

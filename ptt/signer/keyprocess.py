@@ -74,7 +74,7 @@ def _own_directories(config: Config) -> None:
 def _serve(child: process.Child) -> None:
     _enter(child)
     counters = Counters()
-    store = Keystore(child.config.signer.keys, os.geteuid())
+    store = Keystore(child.config.signer.keys, os.geteuid(), child.config.signer.public)
     for path, reason in keystore.problems(child.config.signer.keys, os.geteuid()):
         child.log.warning("key refused", file=path, reason=reason)
     handler = Handler(child.config, store, child.log, counters, child.name)

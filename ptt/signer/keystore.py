@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from ptt.dkim.field import Algorithm
 from ptt.dkim.keys import record_text, valid_name
-from ptt.signer.state import KeyAlgorithm, PublicKey
+from ptt.signer.state import KeyAlgorithm, PublicKey, public_keys
 
 MAX_KEYS = 4096  # open at once, some 10 KiB each; others are opened again
 MAX_KEY_FILE = 64 * 1024  # RSA-4096 in PEM is 3.3 KiB
@@ -43,6 +43,7 @@ class PrivateKey:
 
     def __init__(self, key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> None:
         self._key = key
+        self.record = record_of(key)
         self.algorithm: Algorithm = "rsa-sha256" if isinstance(key, rsa.RSAPrivateKey) else "ed25519-sha256"
 
     def sign(self, data: bytes) -> bytes:
@@ -102,10 +103,12 @@ class Keystore:
     """The keys that are open. A key is opened when first asked for, and again when its file changed.
 
     Each use looks at the file's status (2 us), so one that was removed or made readable signs nothing more.
+    ``public``: the directory of the public keys; a private key that is not the one of its public file is refused.
     """
 
-    def __init__(self, keys: str, uid: int) -> None:
+    def __init__(self, keys: str, uid: int, public: str = "") -> None:
         self._keys = keys
+        self._public = public
         self._uid = uid
         self._open: OrderedDict[tuple[str, str], _Open] = OrderedDict()
 
@@ -120,12 +123,19 @@ class Keystore:
                 raise KeyRefused(f"key {selector} of {domain} is refused: its file {reason}")
             if held is None or held.mark != _mark(found):
                 held = self._load(path, domain, selector)
+                self._compare(held.key, domain, selector)
         except OSError as e:
             raise KeyRefused(f"key {selector} of {domain} cannot be opened: {e.strerror}") from e
         self._open[name] = held
         if len(self._open) > MAX_KEYS:
             self._open.popitem(last=False)
         return held.key
+
+    def _compare(self, key: PrivateKey, domain: str, selector: str) -> None:
+        """Raises KeyRefused when DNS would serve another key than this one, say after a wrong file was brought back."""
+        known = public_keys(self._public, domain) if self._public else []
+        if any(public.selector == selector and public.record != key.record for public in known):
+            raise KeyRefused(f"key {selector} of {domain} does not belong to its public key")
 
     def _load(self, path: str, domain: str, selector: str) -> _Open:
         """Open, look at what was opened, and read just that. Raises OSError, KeyRefused."""
@@ -166,30 +176,38 @@ def generate(keys: str, public: str, domain: str, selector: str, algorithm: KeyA
     Never replaces a file. Raises KeyRefused.
     """
     path = key_path(keys, domain, selector)
+    public_path = os.path.join(public, domain, f"{selector}.pub")
+    if os.path.lexists(public_path):  # a private key beside another one's record would make signatures that fail
+        raise KeyRefused(f"key {selector} of {domain} exists already: {public_path}")
     key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
     if algorithm == "ed25519":
         key = ed25519.Ed25519PrivateKey.generate()
-        raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-        record = record_text("ed25519", raw)
     elif algorithm in BITS:
         key = rsa.generate_private_key(65537, BITS[algorithm])
-        der = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        record = record_text("rsa", key.public_key().public_bytes(*der))
     else:
         raise KeyRefused(f"unknown algorithm {algorithm!r}; known: {', '.join((*BITS, 'ed25519'))}")
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    found = PublicKey(domain, selector, algorithm, record, now_ms)
+    found = PublicKey(domain, selector, algorithm, record_of(key), now_ms)
     try:
         make_directory(keys, 0o700)
         make_directory(public, 0o755)
         _write(path, pem, 0o600, 0o700)
         shown = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
-        _write(os.path.join(public, domain, f"{selector}.pub"), shown, 0o644, 0o755)
+        _write(public_path, shown, 0o644, 0o755)
     except FileExistsError as e:
         raise KeyRefused(f"key {selector} of {domain} exists already") from e
     except OSError as e:
         raise KeyRefused(f"key {selector} of {domain} cannot be written: {e.filename}: {e.strerror}") from e
     return found
+
+
+def record_of(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> str:
+    """The text of the TXT record that belongs to a private key."""
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        return record_text("ed25519", raw)
+    der = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return record_text("rsa", key.public_key().public_bytes(*der))
 
 
 def make_directory(path: str, mode: int) -> None:

@@ -98,6 +98,24 @@ def test_names_lead_nowhere_else(made: Store, name: str) -> None:
     assert not pathlib.Path(made.keys).exists()
 
 
+def test_a_public_file_alone_is_not_given_another_private_key(made: Store) -> None:
+    made.make()
+    (made.folder / "s1.pem").unlink()
+    with pytest.raises(KeyRefused, match="exists already"):
+        made.make()
+    assert not list(made.folder.iterdir())
+
+
+def test_a_private_key_of_another_name_is_refused(made: Store) -> None:
+    store = Keystore(made.keys, os.geteuid(), made.public)
+    for selector in ("s1", "s2"):
+        made.make(selector)
+        store.get(DOMAIN, selector)
+    os.replace(made.folder / "s2.pem", made.folder / "s1.pem")
+    with pytest.raises(KeyRefused, match="does not belong"):
+        store.get(DOMAIN, "s1")
+
+
 def test_unknown_algorithm(made: Store) -> None:
     with pytest.raises(KeyRefused, match="unknown algorithm"):
         made.make(algorithm="rsa512")
