@@ -331,18 +331,32 @@ class Transaction:
         cursor.set_range(start)
         return cursor
 
-    def next_lane(self, start: bytes) -> tuple[bytes, bytes] | None:
-        """The first waiting task from ``start`` on, as (lane's prefix, key): skips all that is not waiting."""
+    def lanes(self, start: bytes) -> Iterator[list[bytes]]:
+        """Of each lane with waiting tasks, from ``start`` on: the first key of each of its classes.
+
+        Skips all else by seeking. The next key is looked at before it seeks: where there are many lanes, most have
+        one task.
+        """
         cursor = self.txn.cursor(db=self.index)
-        found = cursor.set_range(start)
-        while found:
+        more = cursor.set_range(start)
+        while more:
             key: bytes = cursor.key()
-            if key[1] == State.WAITING:
-                return keys.lane_of_key(key), key
-            if key[0] >= keys.MAX_STAGE:
-                return None
-            found = cursor.set_range(bytes((key[0] + 1,)))
-        return None
+            if key[1] != State.WAITING:
+                if key[0] >= keys.MAX_STAGE:
+                    return
+                more = cursor.set_range(bytes((key[0] + 1,)))
+                continue
+            prefix = keys.lane_of_key(key)
+            end = len(prefix)
+            found = [key]
+            more = cursor.next()
+            while more and (key := cursor.key()).startswith(prefix):
+                if key[end] == found[-1][end]:
+                    more = cursor.set_range(prefix + bytes((key[end] + 1,)))
+                else:
+                    found.append(key)
+                    more = cursor.next()
+            yield found
 
     # -- clients and damage --------------------------------------------------------------------------------------
 
