@@ -78,6 +78,7 @@ class Control:
             gevent.spawn(rpc.serve, sockets[CONTROL], methods, self.child.uids),
             gevent.spawn(self._every, POLL_SECONDS, self.observer.ask_queue),
             gevent.spawn(self._every, POLL_SECONDS, self.observer.ask_signers),
+            gevent.spawn(self._every, SAVE_SECONDS, self.observer.notice_waits),
             gevent.spawn(self._every, SAVE_SECONDS, self._save),
         ]
         if self.publisher is not None:
@@ -130,6 +131,7 @@ class Control:
             found.append(f"commit {directory['refused']} of the git database is refused; see the log")
         if directory["remote_problem"]:
             found.append(f"the git remote: {directory['remote_problem']}")
+        found += [f"mail waits for its signature: {reason}" for reason in self.observer.waits()]
         if self.publisher is not None:
             unserved = [key for key in read_state(state_path(self.child.config)) if not key.served]
             found += [f"DKIM key {k.selector} of {k.domain} is not served: {k.why}" for k in unserved[:MAX_REASONS]]

@@ -27,6 +27,7 @@ ASK_SECONDS = 2.0  # the watchdog of the supervisor acts on a queue process that
 UNREACHABLE_SECONDS = 3.0  # how long the queue may not answer until /healthz says so: a restart takes less
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+LATELY_SECONDS = 90.0  # mail without a signature is tried again each minute
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _OBSERVED = "ptt_process_"  # metrics measured here for every process; what a process says of itself is left out
 
@@ -57,6 +58,7 @@ class Observer:
         self._clock = clock
         self._queue: QueueStats | None = None
         self._answered = clock()
+        self._waits: dict[str, tuple[float, float]] | None = None  # reason -> how many have waited, when the last did
         self.service: ServiceState | None = None
 
     # -- reports ---------------------------------------------------------------------------------------------------
@@ -131,12 +133,29 @@ class Observer:
             if len(seen) == self._config.signer.processes:
                 return
 
+    def notice_waits(self) -> None:
+        """Notice for which reasons mail waits for its signature. What was counted before the first call is no news."""
+        now = self._clock()
+        before = self._waits or {}
+        found = {}
+        for (name, labels), count in self._ledger.totals(now).counters.items():
+            if name == "ptt_sign_wait_total":
+                former, when = before.get(labels[0], (0.0, -LATELY_SECONDS))
+                news = self._waits is not None and count > former
+                found[labels[0]] = (count, now if news else when)
+        self._waits = found
+
     # -- health ----------------------------------------------------------------------------------------------------
 
     def processes(self) -> dict[str, str]:
         """Name -> up, starting or down."""
         found = self.service.processes if self.service else []
         return {p.name: ("up" if p.ready else "starting") if p.pid else "down" for p in found}
+
+    def waits(self) -> list[str]:
+        """For which reasons mail had to wait for its signature lately."""
+        lately = self._clock() - LATELY_SECONDS
+        return sorted(reason for reason, (_, when) in (self._waits or {}).items() if when > lately)
 
     def failures(self) -> list[str]:
         """Why mail does not flow, or not all of it."""

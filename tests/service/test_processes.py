@@ -17,7 +17,7 @@ from ptt.metrics import LATENCY_BUCKETS
 from ptt.net.rpc import RpcError
 from ptt.service import child, layout, privileges, state
 from ptt.service.ledger import Identity, Ledger
-from ptt.service.observe import Observer, queue_snapshot, rebin, usage_of
+from ptt.service.observe import LATELY_SECONDS, Observer, queue_snapshot, rebin, usage_of
 from ptt.service.processes import FIRST_DELAY, GOOD_LIFE, LONGEST_DELAY, environment, next_delay, specs, stop_seconds
 
 
@@ -203,6 +203,24 @@ def test_push(config: Config) -> None:
 def test_push_refuses_what_is_no_report(config: Config, argument: Any) -> None:
     with pytest.raises(RpcError, match="not a report"):
         Observer(config, Ledger(), NoQueue, clock=lambda: 0.0).push(argument)
+
+
+def test_mail_that_waits_for_its_signature_is_news_for_a_while(config: Config) -> None:
+    now = [0.0]
+    observer = Observer(config, Ledger(), NoQueue, clock=lambda: now[0])
+
+    def waited(refused: float) -> list[str]:
+        counts = [["ptt_sign_wait_total", ["key not in DNS"], 5.0], ["ptt_sign_wait_total", ["key refused"], refused]]
+        observer.push(["worker.0", 1, 2, [counts, [], []]])
+        observer.notice_waits()
+        return observer.waits()
+
+    assert waited(1.0) == []  # before control started
+    assert waited(2.0) == ["key refused"]
+    now[0] = LATELY_SECONDS - 1
+    assert waited(2.0) == ["key refused"]
+    now[0] = LATELY_SECONDS + 1
+    assert waited(2.0) == []
 
 
 def test_without_a_supervisor_control_says_so(config: Config) -> None:
