@@ -41,6 +41,10 @@ ENVELOPE_WAITS = 3
 SMALL_MESSAGE = 64 * 1024
 """Up to this size the content and its final dot leave in one write. The rest of a larger one leaves first."""
 
+MIN_BYTES_PER_SECOND = 8192.0
+"""At which a peer must take a large content, beyond one time-out: 75 minutes for 35 MiB. Block by block, each just in
+time, it could hold our place and the message's memory for a day."""
+
 LAST_WORDS_SECONDS = 0.5
 """When a write fails: how long to wait for the reply that explains it (a 552 before the end of the content)."""
 
@@ -185,12 +189,12 @@ class Connection:
 
     def _write(self, timeout: float) -> None:
         """Write what is to be sent; a large content in blocks, each with the time-out (RFC 5321 4.5.3.2.5)."""
+        end = time.monotonic() + timeout
         for piece in self.client.pieces_to_send():
-            if len(piece) <= SMALL_MESSAGE:
-                self.stream.write(piece, timeout)
-                continue
             for start in range(0, len(piece), SMALL_MESSAGE):
-                self.stream.write(piece[start : start + SMALL_MESSAGE], timeout)
+                block = piece[start : start + SMALL_MESSAGE] if len(piece) > SMALL_MESSAGE else piece
+                self.stream.write(block, max(0.0, min(timeout, end - time.monotonic())))
+                end += len(block) / MIN_BYTES_PER_SECOND
 
     def _early_reply(self, timeout: float) -> MessageDone | None:
         """What the peer says before the final dot: a refusal of the content. Raises StreamError if it has closed."""
