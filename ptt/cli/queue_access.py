@@ -1,4 +1,6 @@
-"""The queue for commands: through the queue process, or in its store when the service is stopped."""
+"""The queue for commands: what they read comes from its store, beside the service; what they change goes through the
+queue process, or into the store when the service is stopped.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import click
-from ptt_queue import admin, files
+import msgspec
+from ptt_queue import offline
 from ptt_queue.client import QueueClient, connect_unix
 from ptt_queue.errors import QueueError, StoreBusy
-from ptt_queue.store import Store
-from ptt_queue.types import Act, Acted, Entry, Filter, Page
+from ptt_queue.offline import Reader
+from ptt_queue.protocol import Ref
+from ptt_queue.types import Act, Acted, Amended, NewMessage, Place, Refusal, Settle, Stats
 
 from ptt.config import Config
 from ptt.service import privileges
@@ -22,61 +26,42 @@ PROBE_SECONDS = 2.0
 CALL_SECONDS = 30.0
 
 
-class Queue(Protocol):
-    """What the commands need of a queue, live or stopped."""
+class Changes(Protocol):
+    """How commands change a queue, live or stopped."""
 
-    def list(self, filter: Filter) -> Page: ...
-    def show(self, message: bytes) -> Sequence[Entry]: ...
-    def act(self, verb: Act, messages: Sequence[bytes]) -> Acted: ...
+    def act(self, verb: Act, messages: Sequence[bytes], tasks: Sequence[Ref] = ()) -> Acted: ...
+    def amend(self, settle: Settle, bodies: Sequence[bytes] = ()) -> Amended: ...
+    def repair(self, tasks: Sequence[Ref], delete: bool) -> int: ...
+    def put(self, message: NewMessage, body: bytes) -> Refusal | None: ...
 
 
 class Live:
-    """The queue process."""
+    """Through the queue process."""
 
     def __init__(self, client: QueueClient) -> None:
         self._client = client
-        self.list = client.list
-        self.show = client.show
+        self.act = client.act
+        self.amend = client.amend
+        self.repair = client.repair
 
-    def act(self, verb: Act, messages: Sequence[bytes]) -> Acted:
-        verbs = {
-            Act.RETRY: self._client.retry,
-            Act.HOLD: self._client.hold,
-            Act.RELEASE: self._client.release,
-            Act.DELETE: self._client.delete,
-        }
-        return verbs[verb](messages)
+    def put(self, message: NewMessage, body: bytes) -> Refusal | None:
+        return self._client.put(message, body, lease=False).refused
 
 
-class Stopped:
-    """The store of a service that does not run; nobody else may own it meanwhile."""
+class Opened(msgspec.Struct, frozen=True):
+    """A queue that can be read and changed. ``live``: the queue process, when it runs."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    reader: Reader
+    changes: Changes
+    live: QueueClient | None = None
 
-    def list(self, filter: Filter) -> Page:
-        txn = self._store.begin(write=False)
-        try:
-            return admin.listing(txn, filter, ())
-        finally:
-            txn.abort()
+    def place(self, stage: int, lane: str) -> Place | None:
+        """Where the dispatcher has this lane; None when the service is stopped."""
+        return self.live.place(stage, lane) if self.live else None
 
-    def show(self, message: bytes) -> Sequence[Entry]:
-        txn = self._store.begin(write=False)
-        try:
-            return admin.show(txn, message, ())
-        finally:
-            txn.abort()
-
-    def act(self, verb: Act, messages: Sequence[bytes]) -> Acted:
-        txn = self._store.begin()
-        try:
-            changes = admin.act(txn, verb, messages, now_ms(), (), {})
-            txn.commit()
-        except BaseException:
-            txn.abort()
-            raise
-        return Acted(changes.changed, changes.leased)
+    def stats(self) -> Stats | None:
+        """The numbers of the queue process; None when the service is stopped."""
+        return self.live.stats() if self.live else None
 
 
 def now_ms() -> int:
@@ -84,45 +69,81 @@ def now_ms() -> int:
 
 
 @contextlib.contextmanager
-def opened(config: Config) -> Iterator[Queue]:
-    """The queue, whether the service runs or not. Raises click.ClickException with what to do."""
+def opened(config: Config, changing: bool = False) -> Iterator[Opened]:
+    """The queue, whether the service runs or not. Raises click.ClickException with what to do.
+
+    ``changing``: the command changes something; a stopped store is then owned as long as it is open.
+    """
+    path, store = os.path.join(config.run, "queue.sock"), config.queue
+    if not is_live(config):
+        with _stopped(config, changing) as queue:
+            yield queue
+        return
+    with (
+        _reported(),
+        QueueClient(path, CALL_SECONDS) as client,
+        offline.read(store.path, store.map_bytes, live=True) as reader,
+    ):
+        yield Opened(reader, Live(client), client)
+
+
+def is_live(config: Config) -> bool:
+    """Does the queue process run? Raises click.ClickException when we may not ask it."""
     path = os.path.join(config.run, "queue.sock")
     try:
         connect_unix(path, PROBE_SECONDS).close()
     except PermissionError as e:
         raise click.ClickException(f"{path}: you may not talk to the queue; run this as root") from e
     except OSError:
-        with _stopped(config) as queue:
-            yield queue
-        return
-    with _reported(), QueueClient(path, CALL_SECONDS) as client:
-        yield Live(client)
+        return False
+    return True
 
 
-@contextlib.contextmanager
-def _stopped(config: Config) -> Iterator[Queue]:
+def become_owner(config: Config) -> None:
+    """So that no file of the store comes to belong to root. Raises click.ClickException when there is no queue."""
     if not os.path.exists(config.queue.path):
         raise click.ClickException(f"there is no queue in {config.queue.path}")
     privileges.preload("queue")
-    privileges.become("queue", config)  # so that no file of the store comes to belong to root
+    privileges.become("queue", config)
+
+
+@contextlib.contextmanager
+def _stopped(config: Config, changing: bool) -> Iterator[Opened]:
+    become_owner(config)
+    path, map_bytes = config.queue.path, config.queue.map_bytes
     with _reported():
-        try:
-            owner = files.take(config.queue.path)
-        except StoreBusy as e:
-            raise click.ClickException(f"the queue process is starting or ending: try again ({e})") from e
-        try:
-            store = Store(config.queue.path, config.queue.map_bytes)
-            try:
-                yield Stopped(store)
-            finally:
-                store.close()
-        finally:
-            os.close(owner)
+        if changing:
+            with offline.own(path, map_bytes) as owner:
+                yield Opened(owner, owner)
+        else:
+            with offline.read(path, map_bytes) as reader:
+                yield Opened(reader, _Nothing())
+
+
+class _Nothing:
+    """Changes of a command that makes none."""
+
+    def _refuse(self, *_: object) -> click.ClickException:
+        return click.ClickException("opened for reading only")
+
+    def act(self, verb: Act, messages: Sequence[bytes], tasks: Sequence[Ref] = ()) -> Acted:
+        raise self._refuse()
+
+    def amend(self, settle: Settle, bodies: Sequence[bytes] = ()) -> Amended:
+        raise self._refuse()
+
+    def repair(self, tasks: Sequence[Ref], delete: bool) -> int:
+        raise self._refuse()
+
+    def put(self, message: NewMessage, body: bytes) -> Refusal | None:
+        raise self._refuse()
 
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
     try:
         yield
+    except StoreBusy as e:
+        raise click.ClickException(f"the queue process is starting or ending, or another command runs: {e}") from e
     except QueueError as e:
         raise click.ClickException(f"queue: {e}") from e

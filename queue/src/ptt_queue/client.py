@@ -21,6 +21,7 @@ from ptt_queue.types import (
     GroupLimit,
     NewMessage,
     Page,
+    Place,
     PutResult,
     Settle,
     SettleResult,
@@ -165,6 +166,11 @@ class QueueClient:
     def amend(self, settle: Settle, bodies: Sequence[bytes] = ()) -> Amended:
         """Settle a task that nobody is at, whatever its state. ``bodies``: of its puts, at most PART_BYTES in all."""
         found: Amended = self._run([self.link.amend(settle, bodies)])[0]
+        return found
+
+    def place(self, stage: int, lane: str) -> Place:
+        """Where the dispatcher has this lane."""
+        found: Place = self._run([self.link.place(stage, lane)])[0]
         return found
 
     def repair(self, tasks: Sequence[Ref], delete: bool) -> int:

@@ -27,6 +27,7 @@ from ptt_queue.types import (
     NewMessage,
     NewTask,
     Page,
+    Place,
     PutResult,
     Settle,
     SettleResult,
@@ -96,6 +97,7 @@ _PAYLOADS: dict[str, Any] = {
         "act": Acted,
         "amend": Amended,
         "repair": int,
+        "place": Place,
     }.items()
 }
 
@@ -169,6 +171,9 @@ class Link:
         call.blob = tuple(bodies)
         return call
 
+    def place(self, stage: int, lane: str) -> Call:
+        return Call("place", (stage, lane))
+
     def repair(self, tasks: Sequence[protocol.Ref], delete: bool) -> Call:
         return Call("repair", (list(tasks), delete))
 
@@ -216,6 +221,8 @@ class Link:
                 return protocol.GetShow(number, what)
             case "amend":
                 return protocol.Amend(number, what)
+            case "place":
+                return protocol.GetPlace(number, *what)
             case "repair":
                 return protocol.Repair(number, *what)
             case _:

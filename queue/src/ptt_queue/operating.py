@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
-from ptt_queue import admin, amend, damaged
+from ptt_queue import admin, amend, damaged, keys
+from ptt_queue.dispatcher import ACTIVE, ASLEEP, PARKED, Lane
 from ptt_queue.errors import ProtocolError
 from ptt_queue.leasing import Leasing
-from ptt_queue.protocol import Amend, DoAct, GetList, GetShow, Repair, frame_answer
+from ptt_queue.protocol import Amend, DoAct, GetList, GetPlace, GetShow, Repair, frame_answer
 from ptt_queue.session import Batch, Session
-from ptt_queue.types import MESSAGE_ID_BYTES, Acted
+from ptt_queue.types import MESSAGE_ID_BYTES, Acted, GroupLimit, Place, State
 
+_PLACES = {ACTIVE: "active", PARKED: "parked", ASLEEP: "asleep"}
 MAX_ACT = 10_000  # messages, and tasks, in one request of an operator
 
 
@@ -52,6 +54,25 @@ class Operator:
         self._changed(batch, changes)
         batch.answers.append((session, (frame_answer(request.number, changes.changed),)))
 
+    def place(self, batch: Batch, session: Session, request: GetPlace, _blob: bytes) -> None:
+        try:
+            prefix = keys.lane_prefix(request.stage, State.WAITING, request.lane)
+        except ValueError as e:
+            raise ProtocolError(str(e)) from e
+        found = _place(self.leasing.dispatcher.lanes.get(prefix), batch.now)
+        batch.answers.append((session, (frame_answer(request.number, found),)))
+
     def _changed(self, batch: Batch, changes: admin.Changes) -> None:
         batch.noted += changes.noted
         batch.committed.append(partial(self.garbage.update, dict.fromkeys(changes.orphans)))
+
+
+def _place(lane: Lane | None, now: int) -> Place:
+    if lane is None:
+        return Place("", "", 0, 0, GroupLimit(0), 0)
+    group = lane.group
+    if group is None:
+        return Place(_PLACES.get(lane.place, ""), "", 0, 0, GroupLimit(0), 0)
+    next_at = int(group.next_at) if group.next_at > now else 0
+    name = group.name if not group.name.startswith("\0") else ""
+    return Place(_PLACES.get(lane.place, ""), name, group.lanes, group.in_flight, group.limit, next_at)

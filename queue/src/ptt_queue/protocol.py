@@ -147,6 +147,12 @@ class Amend(_Request, frozen=True, tag="amend"):
     settle: Settle
 
 
+class GetPlace(_Request, frozen=True, tag="place"):
+    number: int
+    stage: int
+    lane: str
+
+
 class Repair(_Request, frozen=True, tag="repair"):
     """Put damaged tasks back to where they were, or delete them for good. Named as in ``damaged``."""
 
@@ -172,6 +178,7 @@ Request = (
     | DoAct
     | Amend
     | Repair
+    | GetPlace
 )
 
 

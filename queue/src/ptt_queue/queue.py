@@ -32,6 +32,7 @@ from ptt_queue.protocol import (
     DoAct,
     Extend,
     GetList,
+    GetPlace,
     GetShow,
     GetStats,
     Hello,
@@ -133,6 +134,7 @@ class Queue:
             DoAct: operator.act,
             Amend: operator.amend,
             Repair: operator.repair,
+            GetPlace: operator.place,
         }
 
     # -- connections ---------------------------------------------------------------------------------------------

@@ -154,6 +154,17 @@ class Acted(msgspec.Struct, array_like=True, frozen=True):
     leased: int
 
 
+class Place(msgspec.Struct, array_like=True, frozen=True):
+    """Where the dispatcher has a lane of a stage, and what its tasks wait for."""
+
+    place: str  # "active": its turn comes; "parked": its group has no token; "asleep": all due later; "": not in memory
+    group: str  # "": the lane is a group of its own
+    lanes: int  # of the group in memory
+    in_flight: int  # of the group now
+    limit: GroupLimit
+    next_at: int  # when the rate allows the next one, ms; 0: it does not hinder
+
+
 class Amended(enum.StrEnum):
     """What became of an operator's settle (``QueueClient.amend``)."""
 

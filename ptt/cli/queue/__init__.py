@@ -1,0 +1,18 @@
+"""``ptt queue``: the mail that waits, for the operator.
+
+==============  ================================================================================================
+``rows``        what a task looks like: a row of a listing, all its fields, its timeline
+``selection``   which tasks: the options that select, and what they match
+``looking``     list, show, why
+``acting``      hold, release, retry, delete
+``bouncing``    bounce
+``counting``    stats
+``moving``      export, import
+``upkeep``      compact, quarantine
+==============  ================================================================================================
+"""
+
+from ptt.cli.queue import acting, bouncing, counting, looking, moving, upkeep
+from ptt.cli.queue.group import queue
+
+__all__ = ["acting", "bouncing", "counting", "looking", "moving", "queue", "upkeep"]
