@@ -85,6 +85,29 @@ def user_passwd(shared: Shared, name: str, password_stdin: bool, generate: bool)
     _show_generated(password, generate)
 
 
+@user.command("address")
+@click.argument("name", metavar="NAME@DOMAIN")
+@click.option("--add", "more", multiple=True, metavar="ADDRESS", help='further sender; "*@DOMAIN" for all')
+@click.option("--remove", "less", multiple=True, metavar="ADDRESS", help="a sender no more")
+@click.pass_obj
+def user_address(shared: Shared, name: str, more: tuple[str, ...], less: tuple[str, ...]) -> None:
+    """Change the senders that a user may use beside the own address."""
+    if not more and not less:
+        raise click.UsageError("say what: --add ADDRESS, --remove ADDRESS")
+    place = _place("user", name)
+    added_now, removed_now = ([names.fold(address) for address in given] for given in (more, less))
+
+    def edit(tree: Tree) -> dict[str, bytes | None]:
+        record = _record(tree, place)
+        before = [names.fold(address) for address in record.addresses] if isinstance(record, User) else []
+        if missing := [address for address in removed_now if address not in before]:
+            raise EditError(f"{place.name} has no address {', '.join(missing)}")
+        left = [address for address in dict.fromkeys((*before, *added_now)) if address not in removed_now]
+        return changed(tree, place, addresses=left or None)
+
+    _commit(shared, edit, f"user: addresses of {place.name}", f"changed the addresses of {place.name}")
+
+
 @user.command("disable")
 @click.argument("name", metavar="NAME@DOMAIN")
 @click.pass_obj
@@ -186,11 +209,8 @@ def alias_list(shared: Shared, as_json: bool) -> None:
 
 
 def _targets(tree: Tree, place: Place) -> tuple[str, ...] | None:
-    text = tree.text(place)
-    found = None if text is None else parse(path_of(place), text.encode())
-    if isinstance(found, list):
-        raise EditError("\n".join(str(m) for m in found))
-    return found[1].targets if found is not None and isinstance(found[1], Alias) else None
+    record = _record(tree, place)
+    return record.targets if isinstance(record, Alias) else None
 
 
 def _shortened(targets: tuple[str, ...], most: int = 3) -> str:
@@ -252,6 +272,15 @@ def _place(kind: Kind, name: str) -> Place:
     return found
 
 
+def _record(tree: Tree, place: Place) -> Record | None:
+    """The record at a place, None if there is none. Raises EditError."""
+    text = tree.text(place)
+    found = None if text is None else parse(path_of(place), text.encode())
+    if isinstance(found, list):
+        raise EditError("\n".join(str(m) for m in found))
+    return None if found is None else found[1]
+
+
 def _password(from_stdin: bool, generate: bool) -> str:
     if from_stdin and generate:
         raise click.UsageError("--password-stdin and --generate exclude each other")
@@ -259,6 +288,8 @@ def _password(from_stdin: bool, generate: bool) -> str:
         return generate_password()
     if from_stdin:
         password = sys.stdin.readline(MAX_PASSWORD_BYTES * 2).rstrip("\r\n")
+    elif not _at_terminal():
+        raise click.UsageError("there is no terminal to ask for a password: give --password-stdin or --generate")
     else:
         password = str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     try:
@@ -266,6 +297,10 @@ def _password(from_stdin: bool, generate: bool) -> str:
     except ValueError as e:
         raise click.ClickException(str(e)) from e
     return password
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _show_generated(password: str, generated: bool) -> None:

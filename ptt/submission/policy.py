@@ -9,7 +9,7 @@ from typing import Protocol
 from ptt.message import domain_of
 from ptt.smtp.reply import Reply
 
-NOT_YOURS = Reply(553, "5.7.1", "{sender} is not an address of {user}; the administrator can add it")
+NOT_YOURS = Reply(553, "5.7.1", "{sender} is not an address of {user}; `ptt user address` on the server adds it")
 NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
 LOOP = Reply(554, "5.4.6", "this message has passed too many hops, it seems to loop")
 NO_RELAY = Reply(550, "5.7.1", "this service relays for its own roles and for trusted networks only")

@@ -85,7 +85,8 @@ def test_the_service_takes_a_new_user(ptt: Commands) -> None:
     ]
 
 
-def test_the_password_is_asked_for_twice(ptt: Commands) -> None:
+def test_the_password_is_asked_for_twice(ptt: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptt.cli.directory._at_terminal", lambda: True)
     result = ptt("user", "add", "bob@a.example", stdin="one\none\n")
     assert "one" not in result.output
     ptt("user", "passwd", "bob@a.example", stdin="one\ntwo\n", code=1)
@@ -164,6 +165,29 @@ def test_a_good_database_is_not_checked_again(ptt: Commands, monkeypatch: pytest
     monkeypatch.setattr(compiler, "check", None)  # the check of a whole database
     ptt("user", "add", "carl@a.example", "--generate")
     ptt("alias", "add", "all@a.example", "carl@a.example")
+
+
+def test_addresses_of_a_user(ptt: Commands) -> None:
+    def addresses() -> list[str]:
+        rows = json.loads(ptt("user", "list", "--json").output)
+        found: list[str] = next(row["addresses"] for row in rows if row["name"] == "bob@a.example")
+        return found
+
+    ptt("user", "add", "bob@a.example", "--generate", "--address", "info@a.example")
+    ptt("user", "address", "bob@a.example", "--add", "*@B.example", "--add", "info@a.example")
+    assert addresses() == ["info@a.example", "*@b.example"]
+    ptt("user", "address", "bob@a.example", "--remove", "info@a.example")
+    assert addresses() == ["*@b.example"]
+    refused = ptt("user", "address", "bob@a.example", "--remove", "info@a.example", code=1)
+    assert "bob@a.example has no address info@a.example" in refused.output
+    assert "no user" in ptt("user", "address", "zoe@a.example", "--add", "x@a.example", code=1).output
+    assert "is not in domains/" in ptt("user", "address", "bob@a.example", "--add", "x@y.example", code=1).output
+    ptt("user", "address", "bob@a.example", "--remove", "*@b.example")
+    assert addresses() == []
+
+
+def test_a_password_is_asked_for_on_a_terminal_only(ptt: Commands) -> None:
+    assert "--password-stdin" in ptt("user", "add", "bob@a.example", stdin="secret\nsecret\n", code=2).output
 
 
 def test_aliases(ptt: Commands) -> None:
