@@ -66,7 +66,7 @@ def keygen(shared: Shared, domain: str, selector: str | None, algorithm: str, as
         raise click.ClickException(f"role {shared.config.role} has no key process; make keys on the signer's host")
     domain = domain.lower()
     selector = selector or f"s{datetime.datetime.now(datetime.UTC):%Y%m%d}"
-    command = [sys.executable, "-m", "ptt.signer.keyprocess", "--config", shared.file]
+    command = [sys.executable, "-P", "-m", "ptt.signer.keyprocess", "--config", shared.file]
     command += ["--generate", domain, selector, "--algorithm", algorithm]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode:

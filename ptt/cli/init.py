@@ -206,7 +206,7 @@ def default_hostname() -> str:
 
 def _helper(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=HELPER_SECONDS, check=False
+        [sys.executable, "-P", *arguments], capture_output=True, text=True, timeout=HELPER_SECONDS, check=False
     )
     if done.returncode:
         raise InitError(f"{arguments[1]}: {(done.stderr or done.stdout).strip()}")

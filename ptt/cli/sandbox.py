@@ -143,7 +143,7 @@ class Sandbox:
 
     def ptt(self, *words: str, stdin: str = "", config: bool = True) -> str:
         """Run a ``ptt`` command with the sandbox's configuration; its output. Raises SandboxError when it fails."""
-        command = [sys.executable, "-m", "ptt", *words]
+        command = [sys.executable, "-P", "-m", "ptt", *words]
         if config:
             command += ["--config", str(self.file)]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
@@ -187,7 +187,7 @@ class Sandbox:
     def _spawn(self, name: str, command: list[str], ready: str) -> None:
         with open(self.log if name == "service" else self.directory / f"{name}.log", "a", encoding="utf-8") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [sys.executable, "-P", "-m", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -188,3 +188,24 @@ def test_every_template_loads(tmp_path: pathlib.Path, role: str, users: dict[str
     assert config.role == role
     assert len(config.listen) == {"all": 3, "submission": 2, "signer": 1, "relay": 1}[role]
     assert (config.users.signer == 3) == isinstance(users, dict)
+
+
+def test_nothing_is_imported_from_the_directory_that_the_operator_stands_in(tmp_path: pathlib.Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("msgspec", "click", "cryptography", "secrets"):
+        (here / f"{name}.py").write_text("import pathlib\npathlib.Path('owned').touch()\nraise SystemExit(9)\n")
+    for words in (
+        ["init", str(tmp_path / "service"), "--domain", "example.org", "--hostname", "mail.example.org"],
+        ["dkim", "keygen", "--domain", "example.org", "--config", str(tmp_path / "service" / "ptt.toml")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "ptt", *words],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert not (here / "owned").exists()
