@@ -21,11 +21,13 @@ from ptt.spool import SpoolUnavailable
 from ptt.submission import headers, policy
 
 MAX_LOGGED_RECIPIENTS = 20  # of one message, so that a line of the log stays short
+MAX_EXPANDED = 10_000  # recipients of one message behind its aliases: the queue takes them in one request of 8 MiB
 MAX_HEADER_BYTES = 256 * 1024  # Postfix's header_size_limit is 100 KiB; a header above this cannot be signed
 
 FULL = Reply(452, "4.3.1", "the queue is full, try again later")
 NOT_STORED = Reply(451, "4.3.0", "the message could not be stored, try again later")
 NO_RECIPIENT = Reply(550, "5.1.1", "the alias has no address left")
+TOO_MANY = Reply(552, "5.5.3", f"the aliases stand for more than {MAX_EXPANDED} addresses, name fewer at once")
 HEADER_TOO_LARGE = Reply(552, "5.3.4", f"the header is larger than {MAX_HEADER_BYTES} bytes")
 _REFUSED = {Refusal.FULL: FULL}
 
@@ -77,6 +79,8 @@ class Accept:
         recipients = self._expand(offer.recipients)
         if not recipients:
             return self._refuse(offer, NO_RECIPIENT, "alias")
+        if len(recipients) > MAX_EXPANDED:
+            return self._refuse(offer, TOO_MANY, "alias")
         id = new_id(int(began * 1000))
         envelope = self._complete(offer, header, int(began * 1000))
         body = self._body(offer, recipients, header, show_id(id), began)
@@ -118,13 +122,15 @@ class Accept:
         return reply
 
     def _expand(self, recipients: list[Recipient]) -> list[Recipient]:
-        """Aliases of ours replaced by what they stand for; every address once."""
+        """Aliases of ours replaced by what they stand for; every address once. Stops above MAX_EXPANDED."""
         found: dict[tuple[str, str], Recipient] = {}
         for given in recipients:
             targets = self.directory.expand(given.address)
             several = [given] if targets is None else [Recipient(t, given.notify, given.orcpt) for t in targets]
             for one in several:
                 found.setdefault((one.address.rpartition("@")[0], domain_of(one.address)), one)
+            if len(found) > MAX_EXPANDED:
+                break
         return list(found.values())
 
     def _complete(self, offer: Offer, header: bytes, now: int) -> Envelope:
