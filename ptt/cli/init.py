@@ -69,10 +69,10 @@ def init(
         if role in ("submission", "signer") and not next_hop:
             raise click.UsageError(f"--role {role} needs --next-hop")
         if next_hop:
-            split_address(next_hop)
+            _address("--next-hop", next_hop)
         for option, name in (("hostname", host), ("domain", own)):
             if wrong := domain_mistake(name):
-                raise click.UsageError(f"--{option}: {name!r} {wrong}")
+                raise click.UsageError(f"--{option}: {wrong}")
         users = separate_users(directory)
         choices = Choices(
             hostname=host,
@@ -86,9 +86,7 @@ def init(
             users=users,
         )
         make(directory, choices, ca)
-    except ValueError as e:
-        raise click.UsageError(f"--next-hop: {e}") from e
-    except (InitError, layout.LayoutError, UserError, OSError) as e:
+    except (InitError, layout.LayoutError, UserError) as e:
         raise click.ClickException(str(e)) from e
     _report(directory, choices, [(g, u) for g, u in zip(given, (implicit, starttls, relay, admin), strict=True)])
 
@@ -131,6 +129,13 @@ def _make(directory: pathlib.Path, choices: Choices, ca: pathlib.Path | None) ->
         selector = f"ptt{datetime.datetime.now(datetime.UTC):%Y%m}"
         _helper("-m", "ptt.signer.keyprocess", "--config", str(file), "--generate", choices.domain, selector)
     return config
+
+
+def _address(option: str, text: str) -> None:
+    try:
+        split_address(text)
+    except ValueError as e:
+        raise click.UsageError(f"{option}: {e}") from e
 
 
 def _certificates(tls: pathlib.Path, choices: Choices, worker: Account, other: pathlib.Path | None) -> None:

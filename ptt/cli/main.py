@@ -91,6 +91,15 @@ def _with_config(command: click.Command) -> click.Command:
 
 
 class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        """A file, port or socket that is not to be had is no fault of ours: one line instead of a traceback."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click's: the reader of our output has gone
+        except OSError as e:
+            raise click.ClickException(f"{e.filename}: {e.strerror}" if e.filename else e.strerror or str(e)) from e
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
 

@@ -175,7 +175,14 @@ def sink(
     """An SMTP sink that takes everything, or can be told to defer, reject, stall or cut."""
     if bool(certificate) != bool(key):
         raise click.UsageError("--certificate and --key go together")
-    context = server_context(certificate, key) if certificate and key else None
+    try:
+        split_address(listen)
+    except ValueError as e:
+        raise click.UsageError(f"--listen: {e}") from e
+    try:
+        context = server_context(certificate, key) if certificate and key else None
+    except OSError as e:
+        raise click.ClickException(f"{certificate}, {key}: {e.strerror or e}") from e
     config = ServerConfig("sink.example", "ESMTP sink", max_message_bytes=1 << 30, starttls=context is not None)
     shares = {"defer": defer, "reject": reject, "stall": stall, "cut": cut}
     taker = Sink(store, shares, random.Random(seed))  # noqa: S311  (draws, not secrets)
@@ -186,9 +193,8 @@ def sink(
 
     try:
         server = StreamServer(bind(listen), connected)
-    except (OSError, ValueError) as e:
-        click.echo(f"ptt sink: {listen}: {e}", err=True)
-        sys.exit(1)
+    except OSError as e:
+        raise click.ClickException(f"{listen}: {e.strerror or e}") from e
     server.start()
     stopped = gevent.event.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
