@@ -68,6 +68,7 @@ class Pipeline:
         self._changed = gevent.event.Event()  # a task has ended
         self.stopping = False
         self._sites: OrderedDict[str, str] = OrderedDict()
+        self._dots: set[tuple[bytes, int]] = set()  # tasks under way whose final dot has left
 
     def now_ms(self) -> int:
         return int(self.clock() * 1000)
@@ -142,13 +143,16 @@ class Pipeline:
         """
         while task.size > SMALL_BODY and self.held_bytes and self.held_bytes + task.size > HELD_BYTES:
             if self.stopping:
+                self.spool.give_back([task])
                 raise SpoolUnavailable("stopping")
             self._wait_for_change()
         self.held_bytes += task.size
         try:
             return self.spool.body(task)
-        except BaseException:
+        except BaseException as e:
             self.held_bytes -= task.size
+            if isinstance(e, SpoolUnavailable):  # nothing was done: else the lease would last as long as this worker
+                self.spool.give_back([task])
             raise
 
     def _journey(self, task: Task, body: bytes | None) -> None:
@@ -171,6 +175,7 @@ class Pipeline:
             self._our_fault(task, e)
         finally:
             self.held_bytes -= task.size if content is not None else 0
+            self._dots.discard((task.message, task.number))
 
     def _hold(self, task: Task) -> None:
         """Leave it to the operator, who may know whether it arrived."""
@@ -187,7 +192,7 @@ class Pipeline:
             self.now_ms() + OUR_FAULT_RETRY_MS,
             attempts=task.attempts + 1,
             note=task.note,
-            maybe=task.maybe,
+            maybe=task.maybe or (task.message, task.number) in self._dots,
         )
         try:
             self.spool.settle(Settle(task.message, task.number, [same]))
@@ -244,6 +249,10 @@ class Pipeline:
         )
         self.spool.settle(Settle(task.message, task.number, [again]))
 
+    def _mark(self, task: Task) -> None:
+        self._dots.add((task.message, task.number))
+        self.spool.mark(task)
+
     # -- deliver -----------------------------------------------------------------------------------------------
 
     def _deliver(self, task: Task, envelope: Envelope, body: bytes, lane: str, prefix: bytes | None) -> None:
@@ -254,7 +263,7 @@ class Pipeline:
             show_id(task.message),
             plan.recipients_of(task.items),
             content,
-            lambda: self.spool.mark(task),
+            lambda: self._mark(task),
         )
         self._tell_site(lane)
         now = self.now_ms()
