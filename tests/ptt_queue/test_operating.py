@@ -80,6 +80,35 @@ def test_what_a_worker_is_at_is_not_amended(in_process):
         assert client.amend(Settle(message.id, 1)) is Amended.DONE
 
 
+def test_what_stays_of_a_task_of_unknown_outcome_bears_the_mark(in_process):
+    marked, lost = new_message("a"), new_message("b")
+    with in_process.client() as client:
+        worker = in_process.client()
+        for message in (marked, lost):
+            [task] = worker.put(message, b"body").leased
+            if message is marked:
+                worker.mark(task)
+        worker.extend([])
+        worker._connection.subject.gone(worker._connection.session)  # dead: the store does not know it yet
+        for message in (marked, lost):
+            [entry] = offline.Reader(in_process.store, live=True).show(message.id)
+            assert client.amend(Settle(message.id, 1, [rest(entry)])) is Amended.DONE
+        assert {e.lane: e.maybe for e in client.list(Filter()).entries} == {"a": True, "b": False}
+
+
+def test_a_lease_of_a_service_that_died_may_have_delivered(tmp_path):
+    path = str(tmp_path / "queue")
+    subject = InProcess(path)
+    message = new_message()
+    subject.client().put(message, b"body")
+    subject.close()  # with the lease in the store
+    with offline.own(path, MAP) as owner:
+        [entry] = owner.show(message.id)
+        assert (entry.leased, entry.maybe) == (False, True)
+        assert owner.amend(Settle(message.id, 1, [rest(entry, maybe=False)])) is Amended.DONE
+        assert [e.maybe for e in owner.show(message.id)] == [True]
+
+
 def test_an_amendment_that_cannot_be_stored_changes_nothing(in_process):
     message, word = new_message(), new_message("c", b"word")
     task = NewTask(2, "x" * 500, [], 0)

@@ -17,10 +17,9 @@ from ptt_queue.types import Act, Entry, NewMessage, NewTask, Refusal, State
 
 from ptt.cli.queue.acting import Done, check_choice, choosing, chosen, report
 from ptt.cli.queue.group import plural, queue
-from ptt.cli.queue.rows import is_maybe
 from ptt.cli.queue.selection import Criteria
 from ptt.cli.queue_access import Opened, opened
-from ptt.message import decode_note, show_id
+from ptt.message import show_id
 
 BATCH = 500  # tasks deleted at once
 
@@ -112,7 +111,7 @@ def _message(reader: Reader, id: bytes, entries: Sequence[Entry]) -> tuple[NewMe
             state=e.state,
             attempts=e.attempts,
             note=e.note,
-            maybe=e.leased or is_maybe(e, decode_note(e.note)),
+            maybe=e.leased or e.maybe,
         )
         for e in entries
     ]

@@ -7,7 +7,9 @@ of it in the same transaction: so a message that is given up and the word of it 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from ptt_queue import keys
 from ptt_queue.admin import Changes, Leased, drop_message, index_key_of
@@ -21,10 +23,13 @@ def is_ref(ref: Ref) -> bool:
     return len(ref[0]) == MESSAGE_ID_BYTES and 0 < ref[1] <= keys.MAX_NUMBER
 
 
-def amend(txn: Transaction, settle: Settle, blob: bytes, leased: Leased) -> tuple[Amended, Changes]:
+def amend(
+    txn: Transaction, settle: Settle, blob: bytes, leased: Leased, ended: Mapping[bytes, tuple[bytes, bool]]
+) -> tuple[Amended, Changes]:
     """Replace a task. ``blob``: the bodies of ``settle.puts``, one behind the other. Repeating it does nothing more.
 
-    The new tasks say themselves whether an attempt may have succeeded; what is kept as WAITING is ready when due.
+    ``ended``: the leases whose end the store does not know yet. What stays of a task whose last attempt may have
+    succeeded bears that mark, whatever the caller knew.
     """
     id, changes = settle.message, Changes()
     if not is_ref((id, settle.number)):
@@ -43,13 +48,16 @@ def amend(txn: Transaction, settle: Settle, blob: bytes, leased: Leased) -> tupl
         return Amended.INVALID, changes
     if len({put.id for put in settle.puts}) < len(settle.puts):
         return Amended.INVALID, changes
-    txn.delete_task(key, index_key_of(id, settle.number, task, message.priority))
+    old = index_key_of(id, settle.number, task, message.priority)
+    unknown = ended[key][1] if key in ended else txn.lease_value(old) is not None
+    tasks = [msgspec.structs.replace(t, maybe=True) for t in settle.tasks] if unknown else settle.tasks
+    txn.delete_task(key, old)
     message.next += len(settle.tasks)
     if settle.prefix is not None:
         message.prefix = settle.prefix
     if settle.tasks or settle.prefix is not None:
         txn.rewrite_message(id, message)
-    _add(txn, index_keys, settle.tasks, changes)
+    _add(txn, index_keys, tasks, changes)
     at = 0
     for put in settle.puts:
         store(txn, put, blob[at : at + put.size], changes)

@@ -80,7 +80,7 @@ class Reader:
             return entry
         if self._live and lease[0] == _epoch(txn):
             return msgspec.structs.replace(entry, leased=True)
-        return entry
+        return msgspec.structs.replace(entry, maybe=True)
 
     def stored(self, message: bytes) -> Stored | None:
         """A message with its tasks. Raises msgspec.MsgspecError when its record is damaged."""
@@ -176,7 +176,7 @@ class Owner(Reader):
 
     def amend(self, settle: Settle, bodies: Sequence[bytes] = ()) -> Amended:
         with self._transaction() as txn:
-            return amend.amend(txn, settle, b"".join(bodies), ())[0]
+            return amend.amend(txn, settle, b"".join(bodies), (), {})[0]
 
     def repair(self, tasks: Sequence[Ref], delete: bool) -> int:
         with self._transaction() as txn:

@@ -44,7 +44,8 @@ class Operator:
         batch.answers.append((session, (frame_answer(request.number, Acted(done.changed, done.leased)),)))
 
     def amend(self, batch: Batch, session: Session, request: Amend, blob: bytes) -> None:
-        outcome, changes = amend.amend(batch.txn, request.settle, blob, self.leasing.leases)
+        leasing = self.leasing
+        outcome, changes = amend.amend(batch.txn, request.settle, blob, leasing.leases, leasing.returned)
         self._changed(batch, changes)
         batch.answers.append((session, (frame_answer(request.number, outcome),)))
 
