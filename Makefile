@@ -46,7 +46,8 @@ check: $(VENV)/.dev
 	@$(BIN)/mypy
 
 crash: $(VENV)/.dev
-	@$(BIN)/python tests/crash/kill9.py $(ARGS)
+	@sh tests/install-peers.sh
+	@$(BIN)/python tests/crash/long.py $(ARGS)
 
 bench: $(VENV)/.dev
 	@$(BIN)/python loadtests/bench.py $(ARGS)

@@ -22,6 +22,7 @@ need curl curl
 need sshd openssh-server
 need openssl openssl
 need strace strace
+need faketime faketime
 need ip iproute2
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs

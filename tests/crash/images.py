@@ -24,10 +24,11 @@ import time
 
 from audit import Wrong, compare, look
 from disk import CALLS, Disk, Event, events
-from ledger import Call, Gone, Views, Workload, view_of_put
+from ledger import Gone, Workload
 from process import Process
 from ptt_queue import keys, protocol
 from ptt_queue.store import Store
+from views import Call, Views, view_of_put
 
 KEPT = 5  # images that were wrong
 
@@ -79,9 +80,9 @@ class Replay:
             if kind:
                 self.points += 1
                 self.audit(disk, sure, possible, damaged, f"event {number} ({e.kind})")
-            if kind == "write dsync":
+            if kind == "write dsync" and not self.options.forget_dsync:
                 disk.written(e)
-            elif kind == "sync" and not self.options.forget_syncs:
+            elif kind == "sync":
                 disk.synced(e)
             if kind in ("write dsync", "sync"):
                 self.audit(disk, sure, possible, damaged, f"after event {number} ({e.kind})")
@@ -168,7 +169,7 @@ def run(directory: pathlib.Path, scratch: pathlib.Path, options: argparse.Namesp
     trace = directory / "life1"
     process = Process(directory, strace(trace))
     try:
-        workload = Workload(process.socket, rng)
+        workload = Workload(process.socket, rng, large=not options.small)
         workload.run(options.rounds)
         victim, body = workload.message(300)
         view = view_of_put(victim, body, False)
@@ -211,7 +212,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100, help="random steps in each of the two lives")
     parser.add_argument("--subsets", type=int, default=6, help="random subsets of unsynced writes at each point")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
-    parser.add_argument("--forget-syncs", action="store_true", help="a disk that lies: the audit must find losses")
+    parser.add_argument("--small", action="store_true", help="no bodies that arrive in parts")
+    parser.add_argument("--forget-dsync", action="store_true", help="a disk that lies: the audit must find losses")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     print(f"seed {options.seed}", file=sys.stderr, flush=True)

@@ -6,82 +6,29 @@ it touches: one that was answered must be in the store, one that was not may be,
 
 import collections
 import contextlib
-import hashlib
 import random
+import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
-from ptt_queue.client import QueueClient
+from ptt_queue.client import QueueClient, connect_unix
 from ptt_queue.errors import RequestFailed, Unavailable
-from ptt_queue.types import Act, Item, NewMessage, NewTask, PutResult, Refusal, Settle, SettleResult, State, Task
+from ptt_queue.types import Act, Item, NewMessage, NewTask, PutResult, Refusal, Settle, SettleResult, State, Stats, Task
+from views import Call, View, Views, digest, view_of, view_of_put, with_maybe
 
 HOUR = 3_600_000  # ms
 STAGES = (1, 2)
 LARGE = 2_300_000  # bytes: sent in parts, and its chunks are deleted in two transactions after its last task
 
 
-class TaskView(NamedTuple):
-    """A task as far as a crash may not change it; its items name it. ``maybe`` None: either will do."""
-
-    stage: int
-    state: State
-    lane: str
-    items: tuple[Item, ...]
-    attempts: int
-    note: bytes
-    maybe: bool | None
-
-
-class View(NamedTuple):
-    """A message as the store should show it."""
-
-    body: bytes  # digest
-    prefix: bytes
-    tasks: tuple[TaskView, ...]
-
-
-Views = dict[bytes, View | None]  # by message id; None: it is not there
-
-
-class Call(NamedTuple):
-    """One request. ``key``: (connection, number) as on the wire. ``after``: what it makes of messages.
-
-    ``unknown`` is the same as far as it can be said without its answer. ``sure``: it was executed when answered.
-    """
-
-    kind: str
-    key: tuple[int, int]
-    after: Views
-    unknown: Views
-    sure: bool = True
-
-
 class Gone(Exception):
     """The queue process does not answer any more."""
 
 
-def digest(body: bytes) -> bytes:
-    return hashlib.sha256(body).digest()[:12]
-
-
 def now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def view_of(task: NewTask, maybe: bool | None) -> TaskView:
-    return TaskView(task.stage, task.state, task.lane, tuple(task.items), task.attempts, task.note, maybe)
-
-
-def view_of_put(message: NewMessage, body: bytes, maybe: bool | None) -> View:
-    return View(digest(body), b"", tuple(view_of(t, maybe) for t in message.tasks))
-
-
-def with_maybe(view: View, maybe: bool | None, tasks: Iterable[Task] | None = None) -> View:
-    """The view with ``maybe`` for these tasks (None: for all)."""
-    of = None if tasks is None else {tuple(t.items) for t in tasks}
-    return view._replace(tasks=tuple(t._replace(maybe=maybe) if of is None or t.items in of else t for t in view.tasks))
 
 
 class Workload:
@@ -101,16 +48,18 @@ class Workload:
         self.done: collections.Counter[str] = collections.Counter()
         self.refused: collections.Counter[str] = collections.Counter()
         self.connections = 0
+        self.stopped = False  # the process was ended, and comes no more
         self.client, self.connection = self.connect()
 
     def connect(self) -> tuple[QueueClient, int]:
         """A client, and its number."""
         self.connections += 1
-        return QueueClient(self.path, self.timeout, leases=True), self.connections - 1
+        return QueueClient(self.dial, self.timeout, leases=True), self.connections - 1
 
-    def reconnected(self) -> None:
-        """After a restart of the process: connections are counted from the start."""
-        self.connections, self.connection = 1, 0
+    def dial(self) -> socket.socket:
+        if self.stopped:
+            raise Gone("the queue process was stopped")
+        return connect_unix(self.path, self.timeout)
 
     def acknowledged(self) -> int:
         return sum(self.done.values())
@@ -297,10 +246,18 @@ class Workload:
         for task in tasks:
             clear = with_maybe(clear, task.maybe, [task])
         either = with_maybe(view, None, tasks)
-        self.look("give back", id, either)
+        commits = self.look("give back", id, either).commits
         self.client.give_back(tasks)
         self.look("give back", id, either)
-        self.look("give back", id, clear)  # the group before has written it
+        self.settled_down("give back", id, either, clear, commits)
+
+    def settled_down(self, kind: str, id: bytes, either: View, then: View, commits: int) -> None:
+        """What a one-way act left to the next group is ``then``, if that group could be written."""
+
+        def after(_n: int, stats: Stats) -> Views:
+            return {id: then if stats.commits > commits else either}
+
+        self.do(kind, [self.client.link.stats()], [{id: either}], after)
 
     def lost_worker(self, mark: bool) -> None:
         """Another client stores and leases a message, perhaps says that its final dot leaves, and dies."""
@@ -310,26 +267,29 @@ class Workload:
         sure = view_of_put(message, body, True)
 
         def after(_n: int, result: PutResult) -> Views:
-            return {message.id: None if result.refused else sure}
+            there = sure if result.leased else view_of_put(message, body, False)
+            return {message.id: None if result.refused else there}
 
         call = client.link.put(message, body, True)
         (result,) = self.do("put", [call], [{message.id: view}], after, (client, number))
         if result.refused:
             self.refused[f"put: {result.refused}"] += 1
+        if not result.leased:
             client.close()
             return
-        assert result.leased
         if mark:
             client.mark(result.leased[0])
             self.do("mark", [client.link.stats()], [{message.id: sure}], other=(client, number))
         either = view_of_put(message, body, True if mark else None)
-        held = self.look("lost worker", message.id, either).leased
+        before = self.look("lost worker", message.id, either)
         client.close()
         deadline = time.monotonic() + self.timeout
-        while self.look("lost worker", message.id, either).leased >= held:
+        while self.look("lost worker", message.id, either).leased >= before.leased:
             if time.monotonic() > deadline:
                 raise Gone("the queue did not notice that a client is gone")
-        self.look("lost worker, marked" if mark else "lost worker", message.id, view_of_put(message, body, mark))
+        kind = "lost worker, marked" if mark else "lost worker"
+        self.look(kind, message.id, either)
+        self.settled_down(kind, message.id, either, view_of_put(message, body, mark), before.commits)
 
     # -- a life --------------------------------------------------------------------------------------------------
 

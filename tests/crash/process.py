@@ -8,23 +8,32 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from ptt_queue.client import QueueClient
+
 MAP_BYTES = 1 << 28
 
 
 class Process:
     """A real queue process. ``before``: a program that runs it (strace, faketime)."""
 
-    def __init__(self, directory: pathlib.Path, before: Sequence[str] = (), map_bytes: int = MAP_BYTES) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        before: Sequence[str] = (),
+        map_bytes: int = MAP_BYTES,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.store = directory / "queue"
         self.socket = str(directory.parent / f"{directory.name}.sock")
         self.before = list(before)
         self.map_bytes = map_bytes
+        self.environment = os.environ | (environment or {})
         self.start()
 
-    def start(self, environment: dict[str, str] | None = None) -> None:
+    def start(self) -> None:
         command = [sys.executable, "-m", "ptt_queue", str(self.store), self.socket, "--map-bytes", str(self.map_bytes)]
         self.process = subprocess.Popen(
-            [*self.before, *command], stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {})
+            [*self.before, *command], stderr=subprocess.PIPE, text=True, env=self.environment
         )
 
     def pid(self) -> int:
@@ -44,3 +53,9 @@ class Process:
             pathlib.Path(self.socket).unlink()
         _, said = self.process.communicate(timeout=30)
         return said or ""
+
+    def end_when_served(self) -> None:
+        """Let it create its store, and end it."""
+        with QueueClient(self.socket) as client:
+            client.stats()
+        self.end(signal.SIGTERM)
