@@ -49,7 +49,7 @@ def amend(
     if len({put.id for put in settle.puts}) < len(settle.puts):
         return Amended.INVALID, changes
     old = index_key_of(id, settle.number, task, message.priority)
-    unknown = ended[key][1] if key in ended else txn.lease_value(old) is not None
+    unknown = task.maybe or (ended[key][1] if key in ended else txn.lease_value(old) is not None)
     tasks = [msgspec.structs.replace(t, maybe=True) for t in settle.tasks] if unknown else settle.tasks
     txn.delete_task(key, old)
     message.next += len(settle.tasks)
