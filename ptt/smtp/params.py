@@ -16,7 +16,7 @@ MAX_ORCPT = 500  # characters of the encoded value, RFC 3461 4.2
 MAX_SIZE_DIGITS = 20  # RFC 1870 6
 
 # esmtp-keyword = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-"); esmtp-value = 1*(%d33-60 / %d62-126 / UTF8-non-ascii)
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e\u00a0-\U0010ffff]+))?\Z")
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?\Z")
 _XTEXT = re.compile(r"(?:[\x21-\x2a\x2c-\x3c\x3e-\x7e]|\+[0-9A-F]{2})*\Z")
 _HEXCHAR = re.compile(r"\+([0-9A-F]{2})")
 _ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+./?^_`{|}~-]+);(.+)\Z")
