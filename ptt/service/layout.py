@@ -5,7 +5,8 @@ Who owns what when each kind of process has its own user:
 ====================  ========  ======  =====================================================================
 path                  owner     mode    why
 ====================  ========  ======  =====================================================================
-run                   root      1771    control's group may add files (dkim.json), nobody replaces another's
+run                   root      1771    control's group may add files, nobody replaces another's
+run/dkim.json         control   0640    made here: workers are members of control's group
 run/KIND.sock         root      0660    group of that process: its callers are members of it
 data                  root      0711    only a way through
 data/queue            queue     0700
@@ -21,14 +22,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import socket
+import stat
 from typing import NamedTuple
 
 import msgspec
 
 from ptt.config import Config, split_address
 from ptt.service.privileges import KINDS, Account, Kind, account_of
+from ptt.signer.state import state_path
 
 TCP_BACKLOG = 4096  # connections that wait for a worker, for as long as it takes to replace it
 UNIX_BACKLOG = 1024  # above any number of workers and commands
@@ -79,6 +83,28 @@ def make_directories(config: Config) -> None:
                 os.chmod(directory.path, directory.mode)
         except OSError as e:
             raise LayoutError(f"{directory.path}: {e.strerror}") from e
+
+
+def reserve_key_state(config: Config) -> None:
+    """Let run/dkim.json, by which workers sign, belong to control before any process runs. Raises LayoutError."""
+    path = state_path(config)
+    own = account_of("control", config)
+    try:
+        for left in glob.glob(f"{glob.escape(path)}.*.new"):  # of a control process that was killed
+            os.unlink(left)
+        with contextlib.suppress(FileNotFoundError):
+            found = os.lstat(path)
+            if stat.S_ISREG(found.st_mode) and found.st_uid == own.uid:
+                return
+            os.unlink(path)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchown(fd, *own)
+            os.fchmod(fd, 0o640)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise LayoutError(f"{path}: {e.strerror}") from e
 
 
 class Sockets(msgspec.Struct):

@@ -308,6 +308,7 @@ def serve(config: Config, file: str) -> int:
         account_of(kind, config)  # all users exist, before anything starts
     layout.make_directories(config)
     locks = take_locks(config)
+    layout.reserve_key_state(config)
     sockets = layout.bind_all(config)
     if config.log.file:
         _log_to_file(config)

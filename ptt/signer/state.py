@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -76,10 +77,10 @@ def read_state(path: str) -> list[KeyState]:
 
 def write_state(path: str, keys: Sequence[KeyState]) -> None:
     """Replace the file in one step. Not synced: after a loss of power it is made again. Raises OSError."""
-    temporary = f"{path}.{os.getpid()}.new"
+    temporary = f"{path}.{secrets.token_hex(8)}.new"  # nobody can put a link of that name into run/ before
     data = msgspec.json.format(msgspec.json.encode(_StateFile(list(keys))), indent=1)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data + b"\n")
         os.replace(temporary, path)
     except OSError:

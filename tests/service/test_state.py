@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import stat
 
 import msgspec
 import pytest
 
 from ptt.config import Config
-from ptt.service import locks, state
+from ptt.service import layout, locks, state
+from ptt.signer.state import read_state, state_path, write_state
 
 
 @pytest.fixture
@@ -48,3 +50,35 @@ def test_a_lock_that_is_a_link_is_refused(config: Config, tmp_path: pathlib.Path
     with pytest.raises(OSError, match="symbolic links"):
         locks.take_locks(config)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("planted", ["nothing", "link", "file of another"])
+def test_the_state_of_the_keys_belongs_to_control_from_the_start(
+    planted: str, config: Config, tmp_path: pathlib.Path
+) -> None:
+    path = pathlib.Path(state_path(config))
+    (tmp_path / "victim").write_text("precious")
+    if planted == "link":
+        path.symlink_to(tmp_path / "victim")
+    elif planted == "file of another":
+        if os.getuid() != 0:
+            pytest.skip("only root gives files away")
+        path.write_text('{"keys": []}')
+        os.chown(path, 60999, 60999)
+    left = pathlib.Path(f"{path}.0123.new")
+    left.touch()
+    layout.reserve_key_state(config)
+    found = path.lstat()
+    assert (found.st_uid, found.st_mode) == (os.getuid(), stat.S_IFREG | 0o640)
+    assert not left.exists()
+    assert (tmp_path / "victim").read_text() == "precious"
+    layout.reserve_key_state(config)
+    assert path.lstat().st_ino == found.st_ino
+
+
+def test_the_state_of_the_keys_follows_no_link(config: Config, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    os.symlink(tmp_path / "victim", f"{state_path(config)}.{os.getpid()}.new")
+    write_state(state_path(config), [])
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert read_state(state_path(config)) == []
