@@ -228,22 +228,29 @@ def load(file: str | os.PathLike[str], role: Role | None = None, pool: int | Non
     if pool is not None:
         raw["pool"] = pool
     mistakes = list(_mistakes(raw, Config))
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as e:  # something that has no default is missing
+        raise ConfigError(name, mistakes or [str(e)]) from e
+    told = [mistake.partition(":")[0] + "." for mistake in mistakes]
+    mistakes += [m for m in check(config) if not any(key.startswith(m.partition(":")[0] + ".") for key in told)]
     if mistakes:
-        raise ConfigError(name, mistakes)
-    config = msgspec.convert(raw, Config)
-    if mistakes := check(config):
         raise ConfigError(name, mistakes)
     return _absolute(config, pathlib.Path(file).resolve().parent)
 
 
 def _mistakes(table: dict[str, Any], struct: type[_Section], where: str = "") -> Iterator[str]:
-    """Every key of ``table`` that is unknown, missing or of the wrong type, as one line each."""
+    """Every key of ``table`` that is unknown, missing or of the wrong type, as one line each.
+
+    Takes what is wrong out of the table, so that the rest can be looked at too.
+    """
     fields = {f.name: f for f in msgspec.structs.fields(struct)}
     for key, field in fields.items():
         if field.required and key not in table:
             yield f"{where}{key}: is missing"
-    for key, value in table.items():
+    for key, value in list(table.items()):
         if key not in fields:
+            del table[key]
             yield f"{where}{key}: unknown key; known here: {', '.join(sorted(fields))}"
             continue
         kind = fields[key].type
@@ -261,6 +268,7 @@ def _mistakes(table: dict[str, Any], struct: type[_Section], where: str = "") ->
             try:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as e:
+                del table[key]
                 yield f"{where}{key}: {_wanted(kind, section) or str(e).partition(' - at `$')[0]}"
 
 
