@@ -47,6 +47,12 @@ def cpu_of(pid: int) -> float:
         return int(f.read().split()[0]) / 1e9
 
 
+def kernel_cpu_of(pid: int) -> float:
+    """Seconds of CPU that a process has used within the kernel."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        return int(f.read().rpartition(")")[2].split()[12]) / os.sysconf("SC_CLK_TCK")
+
+
 def private_bytes(pid: int) -> int:
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as f:
         return sum(int(line.split()[1]) * 1024 for line in f if line.startswith("Private_Dirty"))
@@ -145,11 +151,13 @@ def measure(options: argparse.Namespace, path: str, process: subprocess.Popen[by
     run(spool, min(1000, options.messages), options.writers, options.size, options.lanes)
     with QueueClient(path) as admin:
         before = admin.stats()
+        kernel = kernel_cpu_of(process.pid)
         queue_cpu, own = cpu_of(process.pid), resource.getrusage(resource.RUSAGE_SELF)
         began = time.perf_counter()
         times = run(spool, options.messages, options.writers, options.size, options.lanes)
         seconds = time.perf_counter() - began
         queue_cpu = cpu_of(process.pid) - queue_cpu
+        kernel = kernel_cpu_of(process.pid) - kernel
         now = resource.getrusage(resource.RUSAGE_SELF)
         after = admin.stats()
     large = under_large(spool, options) if options.large else {}
@@ -159,6 +167,7 @@ def measure(options: argparse.Namespace, path: str, process: subprocess.Popen[by
     return {
         "messages_per_second": round(options.messages / seconds),
         "queue_cpu_us_per_message": round(queue_cpu / options.messages * 1e6, 1),
+        "of_which_kernel_us": round(kernel / options.messages * 1e6, 1),
         "worker_cpu_us_per_message": round(own_cpu / options.messages * 1e6, 1),
         "commits_per_message": round(commits / options.messages, 3),
         "commit_ms": round((after.commit_seconds - before.commit_seconds) / commits * 1000, 3),
