@@ -25,6 +25,7 @@ from ptt.relay.connections import IdleConnections, Key
 from ptt.relay.outcome import Delivered, Failed, Outcome
 from ptt.relay.routing import Route, Router
 from ptt.relay.session import Connection, NoSession, Target, TlsUse, open_connection
+from ptt.smtp.errors import UnsendableAddress
 
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 4.5.3.1.8)
 KNOWN_SITES = 50_000  # lanes whose site is remembered: a name each, some 10 MB
@@ -141,7 +142,7 @@ class Relay:
         try:
             message, outcomes = compose(job, wanted, connection.client.capabilities, bool(route.use.roles), peer)
             sent = None if message is None else connection.send(message, job.before_final_dot)
-        except ValueError as e:
+        except UnsendableAddress as e:
             connection.close()
             return {item: Failed(str(e), "MAIL", peer, "5.1.3") for item, _ in wanted}
         except BaseException:  # a fault of our own, or the end of this greenlet

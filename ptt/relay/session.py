@@ -116,7 +116,7 @@ class Connection:
         return self.client.reusable and self.messages < self.settings.messages_per_connection
 
     def send(self, message: Message, before_final_dot: Callable[[], None]) -> Sent:
-        """One transaction. Never raises StreamError or ProtocolError; ValueError for an address that cannot be sent."""
+        """One transaction. Never raises StreamError or ProtocolError; UnsendableAddress."""
         client = self.client
         client.send_message(message.sender, message.recipients, message.content, message.mail, message.rcpt)
         error: StreamError | ProtocolError | None = None

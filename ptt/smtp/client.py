@@ -183,7 +183,7 @@ class ClientSession:
 
         ``content``: chunks with CRLF line ends, not stuffed; never joined. ``rcpt``: one per recipient, or none at
         all. SIZE is added here; parameters that the server does not offer are left out (look at ``capabilities``
-        first, where that matters). Raises ValueError for an address that cannot be sent.
+        first, where that matters). Raises UnsendableAddress.
         """
         if not self.reusable or not recipients:
             raise RuntimeError("send_message() needs an idle connection and a recipient")

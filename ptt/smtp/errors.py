@@ -1,4 +1,4 @@
-"""The one exception that leaves a parser of this package."""
+"""The one exception that leaves a parser of this package, and the one that a writer raises."""
 
 from __future__ import annotations
 
@@ -25,3 +25,7 @@ class ProtocolError(Exception):
     def of(cls, reply: Reply) -> ProtocolError:
         """A mistake of a client, to be answered with ``reply``."""
         return cls(reply.text, reply)
+
+
+class UnsendableAddress(ValueError):
+    """An address that SMTP cannot carry to this peer. A class of its own, for it is final: a fault of ours is not."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ptt.smtp.capabilities import Capabilities
+from ptt.smtp.errors import UnsendableAddress
 from ptt.smtp.events import Result
 from ptt.smtp.params import MailParams, RcptParams, format_mail_params, format_rcpt_params
 from ptt.smtp.reply import Reply
@@ -69,7 +70,7 @@ def transaction_commands(
 ) -> list[Command]:
     """MAIL, every RCPT and DATA, with those parameters that the peer understands.
 
-    Raises ValueError for an address that could not be sent: with control characters, or not ASCII without SMTPUTF8.
+    Raises UnsendableAddress for one that could not be sent: with control characters, or not ASCII without SMTPUTF8.
     """
     utf8 = mail.smtputf8 and peer.smtputf8
     commands = [Command(_line("MAIL FROM", sender, format_mail_params(mail, peer.mail), utf8), Phase.MAIL)]
@@ -83,5 +84,5 @@ def transaction_commands(
 def _line(verb: str, address: str, parameters: str, utf8: bool) -> bytes:
     text = f"{verb}:<{address}>{parameters}"
     if _CONTROL.search(text) or not (utf8 or text.isascii()):
-        raise ValueError(f"{address!r} cannot be sent")
+        raise UnsendableAddress(f"{address!r} cannot be sent")
     return text.encode() + b"\r\n"

@@ -206,6 +206,18 @@ def test_addresses_that_cannot_be_sent(peer: Any, sender: Any) -> None:
     assert outcome.enhanced == "5.6.7"
 
 
+def test_a_fault_of_ours_is_not_final(peer: Any, sender: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: Any) -> Any:
+        raise ValueError("a fault of ours")
+
+    there = peer()
+    ours = sender(there.port)
+    monkeypatch.setattr("ptt.smtp.client.transaction_commands", fault)
+    with pytest.raises(ValueError, match="a fault of ours"):  # the pipeline defers what raises
+        ours.send()
+    assert not ours.relay.idle
+
+
 def test_dsn_parameters_go_to_those_who_know_them(peer: Any, sender: Any) -> None:
     there = peer({"EHLO": b"250-peer\r\n250 DSN\r\n"}, {"EHLO": b"250 peer\r\n"})
     relay = sender(there.port, messages_per_connection=1)
