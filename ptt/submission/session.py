@@ -52,6 +52,7 @@ NO_ROOM = Reply(421, "4.3.1", "too much mail is coming in at once, try again lat
 TOO_MANY_SENDERS = Reply(421, "4.7.0", "too many refused senders, closing connection")
 BAD_AUTHZID = Reply(535, "5.7.8", "one user cannot act as another")
 NOT_SIGNED_HERE = Reply(550, "5.7.1", "this signer does not sign for that domain")
+NO_HOP = Reply(550, "5.7.1", f"the parameter {KEYWORD} is missing: it says which domain signs")
 BAD_HOP = Reply(501, "5.5.4", "the envelope of the hop cannot be read")
 
 
@@ -283,7 +284,9 @@ class Session:
             refusal = policy.sender(self.service.directory, self.user, event.address)
         elif self.from_role:
             carried = dict(event.params.extra).get(KEYWORD)
-            envelope, refusal = self._carried(envelope, carried) if carried else (envelope, None)
+            # A signer that is not told who signs would let the mail through unsigned.
+            without = NO_HOP if self.service.config.role == "signer" else None
+            envelope, refusal = self._carried(envelope, carried) if carried else (envelope, without)
         else:
             refusal = None if self._is_trusted else policy.NO_RELAY
         if refusal is None:
