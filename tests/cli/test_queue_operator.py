@@ -314,6 +314,31 @@ def test_mail_moves_from_one_queue_to_another(case: Case, tmp_path: pathlib.Path
         assert {client.body(t) for t in client.lease(10, [Stage.DELIVER], 5)} == {CONTENT}
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_mail_is_rerouted(case: Case, live: bool) -> None:
+    first = case.put("anna@a.example", "x@x.example", "y@x.example")
+    case.defer("450 not now")
+    case.put("anna@a.example", "z@z.example", signing_domain="a.example")  # not signed yet: not delivered anywhere
+    if not live:
+        case.stop()
+    assert case.json("requeue", "--all")["changed"] == 0  # all is where it belongs
+    assert case.json("requeue", "--recipient", "y@*", "--to", "Spare.example")["changed"] == 1
+    rows = {row["lane"]: row for row in case.rows("--stage", "deliver")}
+    assert {lane: row["recipients"] for lane, row in rows.items()} == {
+        "x.example": ["x@x.example"],
+        "spare.example": ["y@x.example"],
+    }
+    assert {(row["attempts"], row["state"], row["replies"][0]["text"]) for row in rows.values()} == {
+        (1, "delayed", "450 not now")
+    }
+    with case.file.open("a") as file:
+        file.write('[relay]\nnext_hop = "relay.example:25"\n')
+    assert case.json("requeue", first)["changed"] == 2
+    assert {row["lane"] for row in case.rows("--stage", "deliver")} == {"hop:relay.example:25"}
+    assert case.ids("--stage", "sign") != []
+    case.ptt("requeue", first, "--to", "x" * 500, code=2)
+
+
 def test_a_file_that_is_cut_off_is_noticed(case: Case, tmp_path: pathlib.Path) -> None:
     case.put("anna@a.example", "x@x.example")
     file = tmp_path / "mail.export"

@@ -8,11 +8,12 @@
 ``bouncing``    bounce
 ``counting``    stats
 ``moving``      export, import
+``rerouting``   requeue
 ``upkeep``      compact, quarantine
 ==============  ================================================================================================
 """
 
-from ptt.cli.queue import acting, bouncing, counting, looking, moving, upkeep
+from ptt.cli.queue import acting, bouncing, counting, looking, moving, rerouting, upkeep
 from ptt.cli.queue.group import queue
 
-__all__ = ["acting", "bouncing", "counting", "looking", "moving", "queue", "upkeep"]
+__all__ = ["acting", "bouncing", "counting", "looking", "moving", "queue", "rerouting", "upkeep"]
