@@ -33,7 +33,8 @@ FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
 )
-SMALL = 4 << 20  # bytes of the tmpfs and of the map
+SMALL = 4 << 20  # bytes of the tmpfs
+MAP = 64 << 20  # of the map: a tenth of it is more than arrives between two looks at the space
 CALLS = ("pwrite64", "writev", "fdatasync")
 
 
@@ -72,41 +73,44 @@ class Faults:
     # -- no space ------------------------------------------------------------------------------------------------
 
     def full_map(self) -> None:
-        self.fill("full map", self.directory(), SMALL)
+        """The mark below the size of the map refuses puts, while settles still have pages; then they free them."""
+        process = Process(self.directory(), map_bytes=MAP)
+        workload = Workload(process.socket, random.Random(self.rng.random()), large=False)
+        self.fill("full map", process, workload, lambda: None)
 
     def full_disk(self) -> None:
+        """Nothing can be written; then there is room again, as when an operator made some."""
         directory = self.directory()
         with mounted(directory):
-            self.fill("full disk", directory, 1 << 28)
+            process = Process(directory)
+            workload = Workload(process.socket, random.Random(self.rng.random()), large=False)
+            self.fill("full disk", process, workload, lambda: mount(directory, f"remount,size={16 * SMALL}"))
 
-    def fill(self, what: str, directory: pathlib.Path, map_bytes: int) -> None:
-        """Put until it is refused, go on for a while, settle, put again."""
-        process = Process(directory, map_bytes=map_bytes)
-        workload = Workload(process.socket, random.Random(self.rng.random()), large=False)
-        try:
-            workload.run(0)
-            while not workload.refused:
-                workload.put(8, self.rng.random() < 0.3, 30_000)
-            self.counts[what] += 1
-            for _ in range(30):
-                with contextlib.suppress(RequestFailed):
-                    self.rng.choice(workload.steps())()
-            self.recover(workload, what)
-        except Gone as e:
-            self.wrong.append(f"{what}: {e}: {process.end()[-300:]}")
-            return
-        if what == "full disk":
-            process.end()
-            mount(directory, f"remount,size={16 * SMALL}")  # the audit needs room, too
+    def fill(self, what: str, process: Process, workload: Workload, make_room: Callable[[], object]) -> None:
+        """Put until it is refused, go on for a while, make room, settle, put again."""
+        with self.restarted(process):
+            try:
+                workload.run(0)
+                while not workload.refused:
+                    workload.put(2, self.rng.random() < 0.1, 30_000)
+                self.counts[what] += 1
+                for _ in range(30):
+                    with contextlib.suppress(RequestFailed):
+                        self.rng.choice(workload.steps())()
+                make_room()
+                self.recover(workload, what)
+            except Gone as e:
+                self.wrong.append(f"{what}: {e}: {process.end()[-300:]}")
+                return
         self.audit(what, process, workload)
 
     def recover(self, workload: Workload, what: str) -> None:
         """Settles free space, and puts are taken again."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            for _ in range(20):
-                with contextlib.suppress(RequestFailed):
-                    workload.settle("done")
+            workload.lease(50)
+            for _ in range(50):
+                workload.settle("done")
             before = workload.done["put"]
             workload.put(1, False, 900)
             if workload.done["put"] > before:
@@ -129,29 +133,35 @@ class Faults:
         Process(directory).end_when_served()  # the store is there: faults hit its work
         process = Process(directory, ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", inject])
         workload = Workload(process.socket, random.Random(self.rng.random()), timeout=20.0)
+        with self.restarted(process):
+            try:
+                workload.run(15)
+                self.counts[f"injected: {call} {error}" + (" for good" if "+" in when else "")] += 1
+            except Gone:
+                self.counts[f"injected: {call} {error}, no answer any more"] += 1
+            except Exception as e:
+                self.wrong.append(f"{inject}: {type(e).__name__}: {e}")
+        self.audit(inject, process, workload)
+
+    @contextlib.contextmanager
+    def restarted(self, process: Process) -> Iterator[None]:
+        """Do what the supervisor does: a process that ended is started again, without its fault."""
         ended = threading.Event()
-        watcher = threading.Thread(target=self.restart, args=(process, ended))
+
+        def watch() -> None:
+            while not ended.wait(0.01):
+                if process.process.poll() is not None:
+                    process.before = []
+                    process.start()
+                    self.counts["process ended by its fault, started again"] += 1
+
+        watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            workload.run(15)
-            self.counts[f"injected: {call} {error}" + (" for good" if "+" in when else "")] += 1
-        except Gone:
-            self.counts[f"injected: {call} {error}, no answer any more"] += 1
-        except Exception as e:
-            self.wrong.append(f"{inject}: {type(e).__name__}: {e}")
+            yield
         finally:
             ended.set()
             watcher.join()
-        self.audit(inject, process, workload)
-
-    def restart(self, process: Process, ended: threading.Event) -> None:
-        """What the supervisor does: a process that ended is started again."""
-        while not ended.wait(0.01):
-            if process.process.poll() is not None:
-                process.process.communicate()
-                process.before = []
-                process.start()
-                self.counts["process ended by its fault, started again"] += 1
 
     # -- the clock -----------------------------------------------------------------------------------------------
 
@@ -222,7 +232,7 @@ KINDS: dict[str, tuple[Callable[[Faults], None], ...]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="of each kind; ten times as many for eio")
+    parser.add_argument("--rounds", type=float, default=20, help="of each kind; ten times as many for eio")
     parser.add_argument("--only", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--json", action="store_true")
@@ -233,7 +243,7 @@ def main() -> None:
     skipped: dict[str, str] = {}
     for kind in options.only:
         for one in KINDS[kind]:
-            for _ in range(options.rounds * (10 if kind == "eio" else 1)):
+            for _ in range(round(options.rounds * (10 if kind == "eio" else 1))):
                 try:
                     one(faults)
                 except Skipped as e:

@@ -77,7 +77,7 @@ class Replay:
                 views, possible = workload.state(lambda call: call.key in answers.seen)
                 sure = base | views
             kind = disk.feed(e)
-            if kind:
+            if kind and (kind != "write" or self.rng.random() < self.options.share):
                 self.points += 1
                 self.audit(disk, sure, possible, damaged, f"event {number} ({e.kind})")
             if kind == "write dsync" and not self.options.forget_dsync:
@@ -211,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="random steps in each of the two lives")
     parser.add_argument("--subsets", type=int, default=6, help="random subsets of unsynced writes at each point")
+    parser.add_argument("--share", type=float, default=1.0, help="of the points between two syncs that are looked at")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--small", action="store_true", help="no bodies that arrive in parts")
     parser.add_argument("--forget-dsync", action="store_true", help="a disk that lies: the audit must find losses")

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from ptt_queue.client import QueueClient
@@ -27,14 +28,13 @@ class Process:
         self.socket = str(directory.parent / f"{directory.name}.sock")
         self.before = list(before)
         self.map_bytes = map_bytes
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (not a pipe: nobody reads while it runs)
         self.environment = os.environ | (environment or {})
         self.start()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "ptt_queue", str(self.store), self.socket, "--map-bytes", str(self.map_bytes)]
-        self.process = subprocess.Popen(
-            [*self.before, *command], stderr=subprocess.PIPE, text=True, env=self.environment
-        )
+        self.process = subprocess.Popen([*self.before, *command], stderr=self.said, env=self.environment)
 
     def pid(self) -> int:
         """Of the queue process itself."""
@@ -51,8 +51,9 @@ class Process:
                 os.kill(self.pid(), how)
         with contextlib.suppress(FileNotFoundError):
             pathlib.Path(self.socket).unlink()
-        _, said = self.process.communicate(timeout=30)
-        return said or ""
+        self.process.wait(30)
+        self.said.seek(0)
+        return self.said.read()
 
     def end_when_served(self) -> None:
         """Let it create its store, and end it."""

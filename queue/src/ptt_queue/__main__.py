@@ -10,6 +10,7 @@ import time
 
 from ptt_queue import files
 from ptt_queue.errors import StoreBroken, StoreError
+from ptt_queue.pressure import Marks
 from ptt_queue.queue import Queue, Settings
 from ptt_queue.server import Server
 from ptt_queue.store import Store
@@ -35,7 +36,8 @@ def main() -> int:
     except StoreError as e:
         log(str(e))
         return 2
-    settings = Settings(tuple(options.limited), GroupLimit(options.in_flight), clients=options.clients)
+    marks = Marks(options.map_bytes * 9 // 10)  # a settle needs pages, too: a map without any is stuck
+    settings = Settings(tuple(options.limited), GroupLimit(options.in_flight), marks, options.clients)
     queue = Queue(store, settings, int(time.time() * 1000), log)
     with socket.socket(socket.AF_UNIX) as listener:
         if os.path.exists(options.socket):
