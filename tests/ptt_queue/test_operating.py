@@ -189,14 +189,15 @@ def test_keys_alone_say_where_everything_is(in_process, monkeypatch):
 def test_the_owner_stores_amends_and_repairs(tmp_path):
     path = str(tmp_path / "queue")
     InProcess(path).close()
-    message, word = two_lanes(b"x" * 10_000), new_message("c", b"word")
+    large = os.urandom(1_500_000)  # more than one part
+    message, word = two_lanes(large), new_message("c", b"word")
     with offline.own(path, MAP) as owner:
-        assert owner.put(message, b"x" * 10_000) is None
-        assert owner.put(message, b"x" * 10_000) is Refusal.DUPLICATE
+        assert owner.put(message, large) is None
+        assert owner.put(message, large) is Refusal.DUPLICATE
         assert owner.put(new_message(), b"another size") is Refusal.INVALID
-        assert owner.body(message.id, 10_000) == b"x" * 10_000
+        assert owner.body(message.id, len(large)) == large
         with pytest.raises(StoreError, match="not whole"):
-            owner.body(message.id, 10_001)
+            owner.body(message.id, len(large) + 1)
         stored = owner.stored(message.id)
         assert [number for number, _ in stored.tasks] == [1, 2]
         assert owner.stored(b"x" * 12) is None
