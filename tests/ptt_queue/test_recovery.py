@@ -330,6 +330,22 @@ def test_our_own_fault_ends_no_process(in_process, monkeypatch):
     assert any("ZeroDivisionError" in f for f in in_process.failures)
 
 
+def test_a_failure_does_not_make_the_process_spin(in_process, monkeypatch):
+    """What nobody waits for is tried again after a pause, also what has long been due."""
+    queue = in_process.queue
+    monkeypatch.setattr("ptt_queue.files.free_bytes", lambda _: 1 / 0)
+    with in_process.client() as client:
+        client.stats()
+        queue._minute_at = queue._space_at = 0
+        queue.execute([], in_process.now())
+        assert in_process.failures
+        assert queue.next_wake(in_process.now()) > in_process.now() + 500
+        queue.execute([], in_process.now())
+        assert queue.next_wake(in_process.now()) > in_process.now() + 500
+        monkeypatch.undo()
+        assert client.put(new_message(), b"body").refused is None
+
+
 # -- bodies in parts -----------------------------------------------------------------------------------------------
 
 

@@ -271,7 +271,7 @@ class Queue:
                 times.append(self._claims_until if self._claiming(now) else self._retry_at)
         if (wake := self.leasing.dispatcher.next_wake()) is not None:
             times.append(wake)
-        return max(now, int(min(times)))
+        return max(now, self._retry_at, int(min(times)))  # after a failure not at once again
 
     # -- leases --------------------------------------------------------------------------------------------------
 
