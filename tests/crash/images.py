@@ -1,4 +1,4 @@
-"""Crash images: every state in which a loss of power may leave the files of a queue, opened and audited.
+"""Crash images: states in which a loss of power may leave the files of a queue, opened and audited.
 
     python tests/crash/images.py [--rounds N] [--subsets N] [--seed N] [--json]
 

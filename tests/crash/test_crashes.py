@@ -76,7 +76,9 @@ def test_power_is_lost(kind: str) -> None:
     if os.geteuid():
         pytest.skip("needs root to mount an image")
     code, result = run("power.py", "--cuts", "3", "--fs", kind)
-    if code == CANNOT:  # the kernel's word (no loop device, no such file system, a container): not ours to install
+    if code == CANNOT:  # the kernel's word: in a container without loop devices there is nothing to install
+        exists = os.path.exists("/dev/loop-control") and kind in pathlib.Path("/proc/filesystems").read_text().split()
+        assert not (exists and os.environ.get("CI") == "true"), result["why"]
         pytest.skip(str(result["why"]))
     assert code == 0, result["examples"]
     assert result[f"{kind} cut"] == 3
