@@ -76,13 +76,18 @@ class Accept:
             return self._refuse(offer, HEADER_TOO_LARGE, "header")
         if headers.hops(header) > headers.MAX_HOPS:
             return self._refuse(offer, policy.LOOP, "loop")
+        addresses = headers.from_addresses(header)
+        if offer.service == "submission":
+            fields, user = headers.count(header, b"From"), offer.envelope.user
+            if refusal := policy.header_from(self.directory, user, fields, addresses):
+                return self._refuse(offer, refusal, "from")
         recipients = self._expand(offer.recipients)
         if not recipients:
             return self._refuse(offer, NO_RECIPIENT, "alias")
         if len(recipients) > MAX_EXPANDED:
             return self._refuse(offer, TOO_MANY, "alias")
         id = new_id(int(began * 1000))
-        envelope = self._complete(offer, header, int(began * 1000))
+        envelope = self._complete(offer, addresses, int(began * 1000))
         body = self._body(offer, recipients, header, show_id(id), began)
         return self._store(id, envelope, recipients, body, offer, began)
 
@@ -133,12 +138,12 @@ class Accept:
                 break
         return list(found.values())
 
-    def _complete(self, offer: Offer, header: bytes, now: int) -> Envelope:
+    def _complete(self, offer: Offer, header_from: list[str], now: int) -> Envelope:
         """The envelope with who signs. What another role has decided is kept."""
         envelope = offer.envelope
         domain = envelope.signing_domain
         if not domain and self.config.role in ("all", "submission"):
-            domain = policy.signing_domain(self.directory, headers.from_addresses(header), envelope.sender)
+            domain = policy.signing_domain(self.directory, header_from, envelope.sender)
         commit = envelope.commit or self.directory.commit
         return msgspec.structs.replace(envelope, received=now, signing_domain=domain, commit=commit)
 

@@ -42,6 +42,11 @@ def field(header: bytes, name: bytes) -> bytes | None:
     return found[1].replace(b"\r\n", b"").strip() if found else None
 
 
+def count(header: bytes, name: bytes) -> int:
+    """How many fields of that name there are."""
+    return sum(1 for _ in _field(name).finditer(header))
+
+
 def hops(header: bytes) -> int:
     return len(_RECEIVED.findall(header))
 

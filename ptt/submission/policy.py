@@ -10,6 +10,8 @@ from ptt.message import domain_of
 from ptt.smtp.reply import Reply
 
 NOT_YOURS = Reply(553, "5.7.1", "{sender} is not an address of {user}; `ptt user address` on the server adds it")
+FROM_NOT_YOURS = Reply(550, "5.7.1", "From: {sender} is not an address of {user}; `ptt user address` adds it")
+TWO_FROMS = Reply(550, "5.6.0", "the header has more than one From field")
 NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
 LOOP = Reply(554, "5.4.6", "this message has passed too many hops, it seems to loop")
 NO_RELAY = Reply(550, "5.7.1", "this service relays for its own roles and for trusted networks only")
@@ -41,6 +43,17 @@ def sender(directory: Directory, user: str, address: str) -> Reply | None:
     if not address or directory.may_send_as(user, address):
         return None
     return Reply(NOT_YOURS.code, NOT_YOURS.enhanced, NOT_YOURS.text.format(sender=address, user=user))
+
+
+def header_from(directory: Directory, user: str, fields: int, addresses: Sequence[str]) -> Reply | None:
+    """May this user write these addresses in From? ``fields``: how many fields From there are (RFC 5322 3.6: one)."""
+    if fields > 1:
+        return TWO_FROMS
+    for address in addresses:
+        if not directory.may_send_as(user, address):
+            text = FROM_NOT_YOURS.text.format(sender=address, user=user)
+            return Reply(FROM_NOT_YOURS.code, FROM_NOT_YOURS.enhanced, text)
+    return None
 
 
 def recipient(address: str) -> Reply | None:

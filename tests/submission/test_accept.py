@@ -34,7 +34,7 @@ class FakeDirectory:
     commit = "c" * 40
 
     def may_send_as(self, user: str, address: str) -> bool:
-        return True
+        return address.startswith("u@")
 
     def expand(self, address: str) -> list[str] | None:
         return {"all@ours.test": ["a@ours.test", "b@else.test"], "none@ours.test": []}.get(address)
@@ -90,6 +90,14 @@ def test_who_signs() -> None:
         offer(f"From: <{sender}>\r\n\r\n".encode(), queue)
         assert queue.stored[0][1].signing_domain == domain
         assert queue.stored[0][1].commit == "c" * 40
+
+
+def test_from_belongs_to_the_user() -> None:
+    queue = FakeQueue()
+    assert offer(b"From: <u@ours.test>, <boss@ours.test>\r\n\r\n", queue) == (550, "5.7.1")
+    assert offer(b"From: <u@ours.test>\r\nFrom: <boss@ours.test>\r\n\r\n", queue) == (550, "5.6.0")
+    assert queue.stored == []
+    assert offer(b"From: <boss@ours.test>\r\n\r\n", queue, service="relay") == (250, "2.0.0")
 
 
 def test_aliases_are_expanded_and_every_address_is_kept_once() -> None:
