@@ -20,7 +20,7 @@ from ptt_queue.store import Store
 from ptt_queue.types import GroupLimit
 
 from ptt.config import Config
-from ptt.message import Stage
+from ptt.message import Stage, show_id
 from ptt.metrics import LATENCY_BUCKETS
 from ptt.service import child
 
@@ -77,6 +77,9 @@ def main() -> int:
         int(time.time() * 1000),
         lambda text: log.error("queue request failed", reason=text),
         lambda text: log.warning("queue", reason=text),
+    )
+    queue.operator.told = lambda act, tasks, messages: log.event(
+        "operator", act=act, tasks=tasks, ids=[show_id(id) for id in messages]
     )
     descriptors = process.sockets()
     listener = socket.socket(fileno=descriptors[0]) if descriptors else bind(os.path.join(config.run, "queue.sock"))

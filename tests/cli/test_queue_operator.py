@@ -49,7 +49,8 @@ class Case:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "ptt.service.queue", "--config", str(self.file)]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log)
         with self.client() as client:
             client.stats()
 
@@ -402,6 +403,17 @@ def test_damaged_records_are_listed_and_deleted(case: Case, live: bool) -> None:
     assert case.json("quarantine", id, "--delete", "--yes") == {"changed": 1, "left": 0}
     assert "nothing was set aside" in case.ptt("quarantine")
     case.ptt("quarantine", "--restore", "--delete", code=2)
+
+
+def test_what_operators_do_is_logged(case: Case) -> None:
+    first, second = case.put("anna@a.example", "x@x.example"), case.put("bob@a.example", "z@z.example")
+    case.ptt("hold", first, second)
+    case.ptt("hold", first)  # changes nothing
+    case.ptt("bounce", second)
+    case.stop()
+    lines = [json.loads(line) for line in (case.directory / "log").read_text().splitlines()]
+    told = [(x["act"], x["tasks"], x["ids"]) for x in lines if x["event"] == "operator"]
+    assert told == [("hold", 2, [first, second]), ("amend", 1, [second])]
 
 
 def test_a_reader_takes_nothing_from_the_service(case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from ptt_queue import admin, amend, damaged, keys
@@ -16,12 +17,17 @@ _PLACES = {ACTIVE: "active", PARKED: "parked", ASLEEP: "asleep"}
 MAX_ACT = 10_000  # messages, and tasks, in one request of an operator
 
 
+Told = Callable[[str, int, list[bytes]], None]
+"""What was done, to how many tasks, and the messages that were named: for the log, after the commit."""
+
+
 class Operator:
-    """``garbage``: ids of chunks that belong to no message, for the house-keeping of the process."""
+    """``garbage``: ids of chunks of no message, for the house-keeping. ``told``: set it to log what was done."""
 
     def __init__(self, leasing: Leasing, garbage: dict[bytes, None]) -> None:
         self.leasing = leasing
         self.garbage = garbage
+        self.told: Told = lambda _act, _tasks, _messages: None
 
     def listing(self, batch: Batch, session: Session, request: GetList, _blob: bytes) -> None:
         try:
@@ -40,19 +46,20 @@ class Operator:
         tasks = [ref for ref in request.tasks[:MAX_ACT] if amend.is_ref(ref)]
         leasing = self.leasing
         done = admin.act(batch.txn, request.act, ids, batch.now, leasing.leases, leasing.returned, tasks)
-        self._changed(batch, done)
+        self._changed(batch, done, request.act.value, [*ids, *(id for id, _ in tasks)])
         batch.answers.append((session, (frame_answer(request.number, Acted(done.changed, done.leased)),)))
 
     def amend(self, batch: Batch, session: Session, request: Amend, blob: bytes) -> None:
         leasing = self.leasing
         outcome, changes = amend.amend(batch.txn, request.settle, blob, leasing.leases, leasing.returned)
-        self._changed(batch, changes)
+        self._changed(batch, changes, "amend", [request.settle.message])
         batch.answers.append((session, (frame_answer(request.number, outcome),)))
 
     def repair(self, batch: Batch, session: Session, request: Repair, _blob: bytes) -> None:
         tasks = [ref for ref in request.tasks[:MAX_ACT] if amend.is_ref(ref)]
         changes = damaged.repair(batch.txn, tasks, request.delete)
-        self._changed(batch, changes)
+        name = "delete damaged" if request.delete else "restore damaged"
+        self._changed(batch, changes, name, [id for id, _ in tasks])
         batch.answers.append((session, (frame_answer(request.number, changes.changed),)))
 
     def place(self, batch: Batch, session: Session, request: GetPlace, _blob: bytes) -> None:
@@ -63,7 +70,9 @@ class Operator:
         found = _place(self.leasing.dispatcher.lanes.get(prefix), batch.now)
         batch.answers.append((session, (frame_answer(request.number, found),)))
 
-    def _changed(self, batch: Batch, changes: admin.Changes) -> None:
+    def _changed(self, batch: Batch, changes: admin.Changes, name: str, ids: list[bytes]) -> None:
+        if changes.changed:
+            batch.committed.append(partial(self.told, name, changes.changed, list(dict.fromkeys(ids))))
         batch.noted += changes.noted
         batch.committed.append(partial(self.garbage.update, dict.fromkeys(changes.orphans)))
 

@@ -116,7 +116,7 @@ class Queue:
         self._claims_until = now + settings.grace_ms if settings.clients else now
         self._last_txn = 0
         self._space_at = self._minute_at = self._retry_at = 0
-        operator = Operator(self.leasing, self.requests.garbage)
+        operator = self.operator = Operator(self.leasing, self.requests.garbage)
         self._serving: dict[type, Callable[[Batch, Session, Any, bytes], None]] = {
             Hello: self.requests.hello,
             Put: self.requests.put,
