@@ -185,6 +185,7 @@ def run(directory: pathlib.Path, scratch: pathlib.Path, options: argparse.Namesp
     second.client, second.views, second.leased = workload.client, dict(base), workload.leased
     process = Process(directory, strace(directory / "life2"))
     try:
+        second.client.stats()  # the first connection, as the ledger has it
         second.run(options.rounds, all_first=False)
         second.lease(100)
     except Gone as e:
