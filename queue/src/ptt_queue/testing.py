@@ -17,7 +17,7 @@ import msgspec
 
 from ptt_queue.client import QueueClient
 from ptt_queue.in_process import LIMIT
-from ptt_queue.types import Filter, GroupLimit, Item, NewMessage, NewTask, Refusal, Settle, State, Task
+from ptt_queue.types import Act, Amended, Filter, GroupLimit, Item, NewMessage, NewTask, Refusal, Settle, State, Task
 
 HOUR = 3_600_000
 
@@ -332,6 +332,28 @@ def check_lease_waits(subject: Subject) -> None:
         client.put(new_message(due=now_ms() + 60), b"body", lease=False)
         assert client.lease(1, [2]) == []
         assert len(client.lease(1, [2], wait=10)) == 1
+
+
+def check_amend(subject: Subject) -> None:
+    """What stays of an idle task and the message that comes of it are stored together, and survive a death."""
+    message, word = new_message(), new_message("word", b"given up")
+    with subject.client() as client:
+        client.put(message, b"body", lease=False)
+        client.hold([message.id])
+        [entry] = client.show(message.id)
+        left = NewTask(entry.stage, entry.lane, entry.items[1:], entry.due, state=entry.state)
+        settle = Settle(message.id, entry.number, [left], puts=[word])
+        assert client.amend(settle, [b"given up"]) is Amended.DONE
+    subject.restart()
+    with subject.client() as client:
+        assert client.amend(settle, [b"given up"]) is Amended.DONE  # repeated: nothing more happens
+        assert [(e.items, e.state) for e in client.show(message.id)] == [(entry.items[1:], State.HELD)]
+        (task,) = client.lease(10, [2], wait=5)
+        assert (task.message, client.body(task)) == (word.id, b"given up")
+        assert client.amend(Settle(word.id, task.number)) is Amended.LEASED
+        assert client.act(Act.RELEASE, [], [(message.id, client.show(message.id)[0].number)]).changed == 1
+        (again,) = client.lease(10, [2], wait=5)
+        assert (again.message, [i.id for i in again.items]) == (message.id, [2])
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = tuple(
