@@ -9,7 +9,6 @@ from gevent import monkey
 monkey.patch_all()
 
 import contextlib  # noqa: E402
-import gc  # noqa: E402
 import os  # noqa: E402
 import random  # noqa: E402
 import signal  # noqa: E402
@@ -118,13 +117,7 @@ class Worker:
 def main() -> None:
     child = children.start("worker")
     child.enter()
-    worker = Worker(child)
-    # What exists now stays: a collection need not look at it again. And a message makes some hundred objects that
-    # live as long as it does, so the default threshold (700) would look at most of those in vain.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-    worker.run()
+    Worker(child).run()
 
 
 if __name__ == "__main__":
