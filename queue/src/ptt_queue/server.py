@@ -31,7 +31,9 @@ GATHER_MS = 2
 """After a group of several requests the next one gathers for so long before it is looked at. A commit costs the same
 for one request as for ten: under load this takes a quarter of this process's CPU off a message. A lone request never
 waits."""
-LARGE_GROUP = 16  # requests; such groups gather by themselves
+LARGE_GROUP = 16  # requests; after such a group the next one gathers for LARGE_GATHER_MS
+LARGE_GATHER_MS = 1
+FULL_GROUP = 64  # requests; after such a group nothing waits: the next one has gathered while this was written
 STEP_MS = 1000  # the wall clock moved against the steady one by more: it was set
 GOODBYE_SECONDS = 2.0  # for the last answers at the end
 
@@ -58,6 +60,14 @@ def peer_uid(sock: socket.socket) -> int:
     return uid
 
 
+def gather_ms(last_group: int) -> int:
+    """How long the next group gathers, in ms, after one of ``last_group`` requests: were several at work, others will
+    follow in a moment."""
+    if 1 < last_group < FULL_GROUP:
+        return GATHER_MS if last_group < LARGE_GROUP else LARGE_GATHER_MS
+    return 0
+
+
 class Server:
     """Serves ``queue`` on ``listener`` to peers whose user is in ``uids``, until ``stop`` or SIGTERM.
 
@@ -78,7 +88,7 @@ class Server:
         self.log = log
         self.clock = clock
         self.stopping = False
-        self._crowded = False
+        self._last_group = 0  # requests
         self._pause = select.poll()  # not time.sleep, which fails while the clock is being set
         self._peers: dict[int, Peer] = {}
         self._of: dict[Session, Peer] = {}
@@ -129,8 +139,8 @@ class Server:
         arrived: list[Arrived] = []
         gone: list[Peer] = []
         read = 0
-        if self._crowded:
-            self._pause.poll(GATHER_MS)
+        if gather := gather_ms(self._last_group):
+            self._pause.poll(gather)
         events = self._epoll.poll(0) or self._epoll.poll(self._wait())  # under load there is no need to know how long
         for peer in list(self._behind):
             self._take(peer, arrived)
@@ -148,7 +158,7 @@ class Server:
                 if not size:
                     gone.append(peer)
         now = self._now()
-        self._crowded = 1 < len(arrived) < LARGE_GROUP  # several are at work: others will follow in a moment
+        self._last_group = len(arrived)
         if arrived or self.queue.next_wake(now) <= now:
             self._send(self.queue.execute(arrived, now))
         for peer in gone:
