@@ -30,11 +30,11 @@ other end in the middle of a message (``Closed``, a time-out), ``interrupted()``
 
 from __future__ import annotations
 
-import base64
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from ptt.smtp.authentication import ClientAuth
 from ptt.smtp.capabilities import NOTHING_OFFERED, capabilities_of
 from ptt.smtp.dotstuff import gather, stuff
 from ptt.smtp.errors import ProtocolError
@@ -55,7 +55,7 @@ from ptt.smtp.events import (
 )
 from ptt.smtp.params import NO_MAIL_PARAMS, MailParams, RcptParams
 from ptt.smtp.reply import Reply, ReplyReader
-from ptt.smtp.sasl import CLIENT_MECHANISMS, Secret
+from ptt.smtp.sasl import Secret
 from ptt.smtp.transaction import Command, Phase, Transaction, transaction_commands
 
 PIPELINE_COMMANDS: Final = 100  # sent before their replies are read: what both sides have under way stays within
@@ -79,7 +79,7 @@ class ClientSession:
         self._dot_due = False  # the content was handed out, its end not yet
         self._dirty = False  # the server may hold a half transaction: RSET before the next
         self._handshake = False
-        self._responses: Iterator[bytes] = iter(())
+        self._auth = ClientAuth()
         self._closed: Closed | None = None
         self._eof = False
 
@@ -161,15 +161,7 @@ class ClientSession:
 
         Raises ProtocolError when it offers none of ours. Whether TLS is active is the driver's concern.
         """
-        offered = [m for m in CLIENT_MECHANISMS if m in self.capabilities.auth and mechanism in (None, m)]
-        if not offered:
-            raise ProtocolError("the server offers no AUTH mechanism that we speak")
-        make, at_once = CLIENT_MECHANISMS[offered[0]]
-        self._responses = make(user, password)
-        line = b"AUTH " + offered[0].encode()
-        if at_once:
-            line += b" " + base64.b64encode(next(self._responses))
-        self._send(Command(line + b"\r\n", Phase.AUTH))
+        self._send(Command(self._auth.start(self.capabilities, user, password, mechanism), Phase.AUTH))
 
     def send_message(
         self,
@@ -355,13 +347,10 @@ class ClientSession:
         return TlsReady()
 
     def _answer_auth(self, _command: Command, reply: Reply) -> ClientEvent | None:
-        if reply.kind != 3:
-            self._responses = iter(())  # forget the password
-            return AuthDone(reply)
-        response = next(self._responses, None)
+        response = self._auth.respond(reply)
         if response is None:
-            raise ProtocolError("the server asks for more than AUTH has to say")
-        self._todo.append(Command(base64.b64encode(response) + b"\r\n", Phase.AUTH))
+            return AuthDone(reply)
+        self._todo.append(Command(response, Phase.AUTH))
         return None
 
     def _answer_quit(self, _command: Command, reply: Reply) -> ClientEvent:

@@ -38,6 +38,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ptt.smtp import replies, states
+from ptt.smtp.authentication import ServerAuth
 from ptt.smtp.commands import no_argument, parse_auth, parse_hello, parse_mail, parse_rcpt
 from ptt.smtp.config import ServerConfig
 from ptt.smtp.dotstuff import Unstuffer
@@ -57,7 +58,6 @@ from ptt.smtp.events import (
 )
 from ptt.smtp.lines import LineReader
 from ptt.smtp.reply import Reply
-from ptt.smtp.sasl import ServerExchange
 from ptt.smtp.states import TRANSITIONS, State, Verb, out_of_sequence
 
 MAX_LINE: Final = 510  # octets without CRLF of a command: RFC 5321 4.5.3.1.4
@@ -90,12 +90,11 @@ class ServerSession:
         self._pending: ServerEvent | None = None  # the decision that the driver owes
         self._following = states.START  # the state if it is accepted
         self._body: Unstuffer | None = None
-        self._exchange: ServerExchange | None = None
+        self._auth_exchange = ServerAuth()
         self._utf8 = False  # MAIL had SMTPUTF8
         self._eof = False
         self._reason = ""
         self._errors = 0
-        self._auth_failures = 0
         self._idle = 0
 
     # --- what the driver calls ------------------------------------------------------------------------------
@@ -195,9 +194,9 @@ class ServerSession:
     def _take_line(self) -> ServerEvent | NeedData | None:
         """Take a command or a SASL response. None: it was answered already, by itself or here."""
         try:
-            if self._exchange is not None:
+            if self.state is states.AUTH:
                 line = self._in.take(MAX_AUTH_LINE)
-                return NEED_DATA if line is None else self._auth_step(self._exchange, line)
+                return NEED_DATA if line is None else self._auth_step(self._auth_exchange.respond(line))
             line = self._in.take(MAX_PARAMETER_LINE)
             return NEED_DATA if line is None else self._command(line)
         except ProtocolError as error:
@@ -320,32 +319,23 @@ class ServerSession:
 
     def _auth(self, argument: str, following: State) -> ServerEvent | None:
         mechanism, initial = parse_auth(argument, self.config, tls=self.tls, authenticated=self.authenticated)
-        exchange = self._exchange = ServerExchange(mechanism)
         self.state = following
-        if initial is not None:
-            return self._auth_step(exchange, initial)
-        self._out.append(exchange.challenge())
+        return self._auth_step(self._auth_exchange.start(mechanism, initial))
+
+    def _auth_step(self, step: bytes | Reply | AuthAttempt) -> ServerEvent | None:
+        if isinstance(step, AuthAttempt):
+            return self._ask(step, states.READY)
+        if isinstance(step, bytes):
+            self._out.append(step)
+        else:  # a response that is cancelled or cannot be read is a failed attempt
+            self.state = states.READY
+            self._out.append(step.encode())
+            self._auth_failed()
         return None
 
-    def _auth_step(self, exchange: ServerExchange, line: bytes) -> ServerEvent | None:
-        """A response. One that is cancelled or cannot be read is a failed attempt."""
-        try:
-            who = exchange.respond(line)
-        except ProtocolError as error:
-            self._exchange = None
-            self.state = states.READY
-            self._out.append((error.reply or replies.AUTH_FAILED).encode())
-            self._auth_failed()
-            return None
-        if who is None:
-            self._out.append(exchange.challenge())
-            return None
-        self._exchange = None
-        return self._ask(AuthAttempt(exchange.name, who.authcid, who.authzid, who.password), states.READY)
-
     def _auth_failed(self) -> None:
-        self._auth_failures += 1
-        if self._auth_failures >= self.config.max_auth_failures:
+        self._auth_exchange.failures += 1
+        if self._auth_exchange.failures >= self.config.max_auth_failures:
             self._close(replies.TOO_MANY_AUTH, "too many failed authentications")
 
     # --- the ways on ----------------------------------------------------------------------------------------
@@ -373,7 +363,7 @@ class ServerSession:
         if reply is not None:
             self._out.append(reply.encode())
         self._in.clear()
-        self._body = self._exchange = None
+        self._body = None
         self._reason = reason
         self.state = states.CLOSED
 
