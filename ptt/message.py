@@ -52,6 +52,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     envid: str = ""
     commit: str = ""  # commit of the git database under which it was accepted
     bounce: bool = False  # we made it: no bounce of a bounce
+    binary: bool = False  # BODY=BINARYMIME was given (RFC 3030): lines of any length, bare CR and LF, NUL
 
 
 ENVELOPE = msgspec.msgpack.Decoder(Envelope)
