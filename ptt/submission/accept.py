@@ -18,7 +18,7 @@ from ptt.message import Envelope, Recipient, domain_of, new_id, show_id
 from ptt.metrics import Counters
 from ptt.smtp.reply import Reply
 from ptt.spool import SpoolUnavailable
-from ptt.submission import headers, policy
+from ptt.submission import headers, hygiene, policy
 
 MAX_LOGGED_RECIPIENTS = 20  # of one message, so that a line of the log stays short
 MAX_EXPANDED = 10_000  # recipients of one message behind its aliases: the queue takes them in one request of 8 MiB
@@ -71,16 +71,19 @@ class Accept:
     def offer(self, offer: Offer) -> Reply:
         """Store the message; the reply to the final dot. A reply 250 means that it is on stable storage."""
         began = self.clock()
-        header = _header(offer.chunks)
-        if len(header) > MAX_HEADER_BYTES:
+        start = _start(offer.chunks)
+        header = headers.read(start)
+        if len(header.text) > MAX_HEADER_BYTES:
             return self._refuse(offer, HEADER_TOO_LARGE, "header")
         if headers.hops(header) > headers.MAX_HOPS:
             return self._refuse(offer, policy.LOOP, "loop")
-        addresses = headers.from_addresses(header)
+        addresses = headers.addresses(headers.field(header, b"from"))
         if offer.service == "submission":
-            fields, user = headers.count(header, b"From"), offer.envelope.user
-            if refusal := policy.header_from(self.directory, user, fields, addresses):
+            if refusal := hygiene.fault(header, offer.envelope.smtputf8) or hygiene.separator(start):
+                return self._refuse(offer, refusal, "header")
+            if refusal := policy.authors(self.directory, offer.envelope.user, header, addresses):
                 return self._refuse(offer, refusal, "from")
+            addresses = addresses or [_author(offer.envelope)]
         recipients = self._expand(offer.recipients)
         if not recipients:
             return self._refuse(offer, NO_RECIPIENT, "alias")
@@ -88,7 +91,7 @@ class Accept:
             return self._refuse(offer, TOO_MANY, "alias")
         id = new_id(int(began * 1000))
         envelope = self._complete(offer, addresses, int(began * 1000))
-        body = self._body(offer, recipients, header, show_id(id), began)
+        body = self._body(offer, header, show_id(id), began)
         return self._store(id, envelope, recipients, body, offer, began)
 
     def _store(
@@ -147,7 +150,7 @@ class Accept:
         commit = envelope.commit or self.directory.commit
         return msgspec.structs.replace(envelope, received=now, signing_domain=domain, commit=commit)
 
-    def _body(self, offer: Offer, recipients: list[Recipient], header: bytes, shown_id: str, now: float) -> bytes:
+    def _body(self, offer: Offer, header: headers.Header, shown_id: str, now: float) -> bytes:
         """The content with our trace field in front, and what submission has to complete."""
         only = offer.recipients[0].address if len(offer.recipients) == 1 else ""
         envelope = offer.envelope
@@ -162,18 +165,25 @@ class Accept:
             now=now,
         )
         if offer.service == "submission":
-            added += headers.completion(header, self.config.hostname, shown_id, now)
-        if offer.chunks and not headers.has_header(offer.chunks[0]):
+            added += headers.completion(header, _author(envelope), self.config.hostname, shown_id, now)
+        if header.bare:
             added += b"\r\n"
-        return b"".join([added, *offer.chunks])
+        kept = hygiene.without(header) if offer.service == "submission" else header
+        if kept is header:
+            return b"".join([added, *offer.chunks])
+        return b"".join([added, kept.raw, b"".join(offer.chunks)[len(header.raw) :]])
 
 
-def _header(chunks: list[bytes]) -> bytes:
-    """The header of a message in pieces, without joining them all; longer than MAX_HEADER_BYTES if it is too long."""
+def _author(envelope: Envelope) -> str:
+    """Who is named in From when the message names nobody."""
+    return envelope.sender or envelope.user
+
+
+def _start(chunks: list[bytes]) -> bytes:
+    """The header of a message in pieces and some of what follows; longer than MAX_HEADER_BYTES if it is too long."""
     start = b""
     for chunk in chunks:
         start += chunk
         if b"\r\n\r\n" in start or start.startswith(b"\r\n") or len(start) > MAX_HEADER_BYTES:
             break
-    header = headers.header_of(start)
-    return header if headers.has_header(header) else b""
+    return start

@@ -9,14 +9,20 @@ from typing import Protocol
 
 from ptt.message import domain_of
 from ptt.smtp.reply import Reply
+from ptt.submission import headers
+from ptt.submission.headers import Header
 
 NOT_YOURS = Reply(553, "5.7.1", "{sender} is not an address of {user}; `ptt user address` on the server adds it")
-FROM_NOT_YOURS = Reply(550, "5.7.1", "From: {sender} is not an address of {user}; `ptt user address` adds it")
-TWO_FROMS = Reply(550, "5.6.0", "the header has more than one From field")
+FIELD_NOT_YOURS = Reply(550, "5.7.1", "{field}: {sender} is not an address of {user}; `ptt user address` adds it")
+NO_AUTHOR = Reply(550, "5.6.0", "the From field names no address that can be read")
+NOTIFICATION = Reply(550, "5.5.3", "a notification (null sender) has one recipient")
 NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
 LOOP = Reply(554, "5.4.6", "this message has passed too many hops, it seems to loop")
 NO_RELAY = Reply(550, "5.7.1", "this service relays for its own roles and for trusted networks only")
 """The replies of a refusal; braces are filled in by the decisions below."""
+
+OTHER_AUTHORS = {b"sender": "Sender", b"resent-from": "Resent-From", b"resent-sender": "Resent-Sender"}
+"""Fields beside From that say who sends (RFC 5322 3.6.2, 3.6.6)."""
 
 ROLES_SERVED = {
     "all": frozenset({"submission", "signer", "relay"}),
@@ -40,25 +46,39 @@ class Directory(Protocol):
 
 
 def sender(directory: Directory, user: str, address: str) -> Reply | None:
-    """May this user use this reverse-path? The null one, for notifications, is everybody's (RFC 5321 4.5.5)."""
+    """May this user use this reverse-path?
+
+    The null one is everybody's, for notifications of what was received (RFC 5321 4.5.5, RFC 8098 3): they have one
+    recipient (``recipient``), and their From is the user's as with all mail.
+    """
     if not address or directory.may_send_as(user, address):
         return None
     return Reply(NOT_YOURS.code, NOT_YOURS.enhanced, NOT_YOURS.text.format(sender=address, user=user))
 
 
-def header_from(directory: Directory, user: str, fields: int, addresses: Sequence[str]) -> Reply | None:
-    """May this user write these addresses in From? ``fields``: how many fields From there are (RFC 5322 3.6: one)."""
-    if fields > 1:
-        return TWO_FROMS
-    for address in addresses:
+def authors(directory: Directory, user: str, header: Header, addresses: Sequence[str]) -> Reply | None:
+    """May this user write these fields From (``addresses``), Sender, Resent-From and Resent-Sender?
+
+    Each must name addresses of the user. Resent-From does not excuse a From of somebody else's: a recipient sees From
+    alone, and no signature of ours would be aligned with it (RFC 7489 3.1).
+    """
+    if not addresses and b"from" in header.names:
+        return NO_AUTHOR
+    named = [("From", address) for address in addresses]
+    if not OTHER_AUTHORS.keys().isdisjoint(header.names):
+        for name, shown in OTHER_AUTHORS.items():
+            named += [(shown, a) for value in headers.fields(header, name) for a in headers.addresses(value)]
+    for field, address in named:
         if not directory.may_send_as(user, address):
-            text = FROM_NOT_YOURS.text.format(sender=address, user=user)
-            return Reply(FROM_NOT_YOURS.code, FROM_NOT_YOURS.enhanced, text)
+            text = FIELD_NOT_YOURS.text.format(field=field, sender=address, user=user)
+            return FIELD_NOT_YOURS._replace(text=text)
     return None
 
 
-def recipient(address: str) -> Reply | None:
-    """Is this a forward-path that we can send to?"""
+def recipient(address: str, notification: bool = False) -> Reply | None:
+    """Is this a forward-path that we can send to? ``notification``: a further one of mail from a user's null sender."""
+    if notification:
+        return NOTIFICATION
     return None if domain_of(address) else NO_DOMAIN
 
 

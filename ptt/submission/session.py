@@ -312,7 +312,8 @@ class Session:
         return msgspec.structs.replace(carried, sender=envelope.sender, helo=self.helo, client=self.client), None
 
     def _rcpt(self, event: RcptTo) -> Reply | None:
-        if refusal := policy.recipient(event.address):
+        to_null = bool(self.user and self.recipients and self.envelope and not self.envelope.sender)
+        if refusal := policy.recipient(event.address, notification=to_null):
             self.service.counters.count("ptt_refused_total", str(refusal.code), "recipient")
             return refusal
         self.recipients.append(Recipient(event.address, event.params.notify, event.params.orcpt))

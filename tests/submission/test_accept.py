@@ -68,7 +68,9 @@ def test_the_content_follows_what_is_added_unchanged() -> None:
     assert head.startswith(b"Received: from pc ([127.0.0.1])")
     assert b"\r\nMessage-ID: <" in head
     assert b"\r\nDate: Sun, 09 Sep 2001 01:46:40 -0000\r\n" in head
-    assert b"Message-ID" not in body_of(content, service="relay")
+    relayed = body_of(b"Bcc: x@y.test\r\nReturn-Path: <>\r\nno field\r\n\r\n", service="relay")
+    assert b"Message-ID" not in relayed  # what comes from another role stays as it is
+    assert relayed.endswith(b"\r\nBcc: x@y.test\r\nReturn-Path: <>\r\nno field\r\n\r\n")
 
 
 @pytest.mark.parametrize("content", [b"just text, no header\r\n", b" starts folded: x\r\n"])
@@ -96,8 +98,31 @@ def test_from_belongs_to_the_user() -> None:
     queue = FakeQueue()
     assert offer(b"From: <u@ours.test>, <boss@ours.test>\r\n\r\n", queue) == (550, "5.7.1")
     assert offer(b"From: <u@ours.test>\r\nFrom: <boss@ours.test>\r\n\r\n", queue) == (550, "5.6.0")
+    assert offer(b"From: boss\r\n\r\n", queue) == (550, "5.6.0")
+    for field in (b"Sender", b"Resent-From", b"Resent-Sender"):
+        assert offer(b"From: <u@ours.test>\r\n" + field + b": <boss@ours.test>\r\n\r\n", queue) == (550, "5.7.1")
     assert queue.stored == []
+    assert offer(b"From: <u@ours.test>\r\nSender: U <u@second.test>\r\n\r\n", queue) == (250, "2.0.0")
     assert offer(b"From: <boss@ours.test>\r\n\r\n", queue, service="relay") == (250, "2.0.0")
+
+
+def test_who_names_nobody_is_named() -> None:
+    assert b"\r\nFrom: <u@ours.test>\r\nSubject: x\r\n" in body_of(b"Subject: x\r\n\r\nhi\r\n")
+    assert b"\r\nFrom: <u@ours.test>\r\n\r\ntext\r\n" in body_of(b"text\r\n")
+
+
+def test_what_names_hidden_recipients_is_taken_out_and_nothing_else() -> None:
+    fields = b"From: u@ours.test\r\nX-Bcc: stays\r\nSubject: Bcc: x\r\n bcc: y\r\n"
+    hidden = b"BCC : a@b.test,\r\n\tc@d.test,\r\n \r\n e@f.test\r\nResent-Bcc:\r\nReturn-Path: <u@ours.test>\r\n"
+    text = b"\r\nBcc: this is text\r\n"
+    for header in (
+        hidden + fields,
+        fields + hidden,
+        fields.replace(b"Subject", hidden + b"Subject"),
+        hidden * 3 + fields,
+    ):
+        assert body_of(header + text).endswith(b"\r\n" + fields + text)
+    assert body_of(hidden + text).endswith(b"From: <u@ours.test>\r\n" + text)
 
 
 def test_aliases_are_expanded_and_every_address_is_kept_once() -> None:
