@@ -17,7 +17,7 @@ class Stage(enum.IntEnum):
     DELIVER = 2  # lane: the recipients' domain, or the configured next hop
 
 
-class Schedule(msgspec.Struct, frozen=True):
+class Schedule(msgspec.Struct, array_like=True, frozen=True):
     """When a new message is sent, beside at once: what its submitter may ask for. Times in ms since the epoch."""
 
     not_before: int = 0  # 0: at once
@@ -53,6 +53,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     commit: str = ""  # commit of the git database under which it was accepted
     bounce: bool = False  # we made it: no bounce of a bounce
     binary: bool = False  # BODY=BINARYMIME was given (RFC 3030): lines of any length, bare CR and LF, NUL
+    sevenbit: bool = False  # converted to 7 bits: what is left of others, in header fields, goes as it is
+    schedule: Schedule = AT_ONCE  # as the role before us had it: its expiry and priority
 
 
 ENVELOPE = msgspec.msgpack.Decoder(Envelope)
@@ -129,6 +131,7 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
     maybe: bool = False  # that an attempt may have delivered it was logged and counted
     history: list[Attempt] = []  # oldest first, without the last
     held: str = ""  # the policy that stopped it, "" when an operator did
+    warned: bool = False  # the sender was told of the delay
 
 
 NOTE = msgspec.msgpack.Decoder(Note)

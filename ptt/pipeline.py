@@ -259,7 +259,7 @@ class Pipeline:
         content = [prefix if prefix is not None else task.prefix, body]
         outcomes = self.relay.deliver(
             lane,
-            envelope,
+            plan.crossing(envelope, task, lane),
             show_id(task.message),
             plan.recipients_of(task.items),
             content,

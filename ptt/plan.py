@@ -104,7 +104,8 @@ def new_message(
     now: int,
     schedule: Schedule = AT_ONCE,
 ) -> NewMessage:
-    """The queue's record of a new message, due at once or as its schedule says."""
+    """The queue's record of a new message, due at once or as its schedule says, or that of the role before us."""
+    schedule = envelope.schedule if schedule == AT_ONCE else schedule
     due = max(now, schedule.not_before)
     expires = schedule.expires or due + int(config.queue.max_age_seconds * 1000)
     tasks = first_tasks(envelope, items_of(recipients), config, due)
@@ -186,6 +187,15 @@ def settlement(
         maybe=maybe,
     )
     return Settle(task.message, task.number, [again], prefix)
+
+
+def crossing(envelope: Envelope, task: Task, lane: str) -> Envelope:
+    """The envelope as the relay is to have it. To another role goes what is left of the schedule: "not before" and
+    "hold" are behind us when a message leaves.
+    """
+    if not lane.startswith(LANE):
+        return envelope
+    return msgspec.structs.replace(envelope, schedule=Schedule(expires=task.expires, priority=task.priority))
 
 
 def describe(task: Task) -> dict[str, object]:

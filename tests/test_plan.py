@@ -7,7 +7,20 @@ from ptt_queue.types import Item, Task
 
 from ptt import plan
 from ptt.config import Config, Relay
-from ptt.message import ENVELOPE, Envelope, Recipient, Stage, decode_note, encode, new_id, parse_id, show_id
+from ptt.message import (
+    AT_ONCE,
+    ENVELOPE,
+    Envelope,
+    Recipient,
+    Schedule,
+    Stage,
+    decode_note,
+    encode,
+    new_id,
+    parse_id,
+    show_id,
+)
+from ptt.relay import hop
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 
 ALL = Config(hostname="mail.example")
@@ -112,3 +125,20 @@ def test_ids_are_shown_and_read_back_and_sort_by_time(rng: random.Random) -> Non
 def test_envelopes_survive_the_queue() -> None:
     envelope = Envelope("a@b.test", 1, "b.test", "u", "127.0.0.1", "h", True, True, "HDRS", "e", "c" * 40, True)
     assert ENVELOPE.decode(encode(envelope)) == envelope
+
+
+def test_expiry_and_priority_cross_to_the_next_role() -> None:
+    items = plan.items_of(recipients("x@c.test"))
+    asked = Schedule(not_before=2_000, expires=9_000, priority=2)
+    envelope = Envelope("a@b.test", 0, "b.test", ret="HDRS", envid="e1", commit="c0ffee")
+    first = plan.new_message(b"i" * 12, envelope, recipients("x@c.test"), 10, SUBMISSION, 1_000, asked)
+    [task_there] = first.tasks
+    assert (task_there.due, first.expires, first.priority) == (2_000, 9_000, 2)
+    leased = Task(
+        first.id, 1, Stage.DELIVER, task_there.lane, items, 0, 0, b"", False, False, b"", b"", 10, 0, 9_000, 2
+    )
+    crossed = hop.decode(hop.encode(plan.crossing(envelope, leased, task_there.lane)))
+    assert (crossed.ret, crossed.envid, crossed.commit) == ("HDRS", "e1", "c0ffee")
+    second = plan.new_message(b"j" * 12, crossed, recipients("x@c.test"), 10, ALL, 5_000)
+    assert (second.tasks[0].due, second.expires, second.priority) == (5_000, 9_000, 2)
+    assert plan.crossing(envelope, leased, "c.test").schedule == AT_ONCE

@@ -1,6 +1,6 @@
 """The envelope between two roles of ours: the MAIL parameter ``XPTT``.
 
-What SMTP has no word for (signing domain, user, time of acceptance, commit of the git database, ...) crosses
+What SMTP has no word for (signing domain, user, commit of the git database, expiry, priority, ...) crosses
 in one parameter, ``XPTT=<base64url of the msgpack of ptt.message.Envelope>``. A role offers the keyword XPTT in its
 reply to EHLO only to a peer that has shown a role's certificate; the relay sends the parameter only to the
 configured next hop whose certificate it has verified. Everybody else never sees it.
@@ -60,6 +60,9 @@ def decode(text: str) -> Envelope:
     except (binascii.Error, ValueError, msgspec.MsgspecError) as e:
         raise ProtocolError(f"{KEYWORD}: {e}", _BAD) from e
     fields = [v for v in msgspec.structs.astuple(envelope) if isinstance(v, str)]
+    schedule = envelope.schedule
     if not all(field.isprintable() for field in fields) or envelope.received < 0:
         raise ProtocolError(f"{KEYWORD}: unprintable field", _BAD)
+    if min(schedule.not_before, schedule.expires) < 0 or not 0 <= schedule.priority <= 2:
+        raise ProtocolError(f"{KEYWORD}: bad schedule", _BAD)
     return envelope

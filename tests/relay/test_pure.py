@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ptt.config import Retry
 from ptt.dns.resolver import NoData, NoSuchDomain, TemporaryFailure
-from ptt.message import Envelope, Recipient
+from ptt.message import Envelope, Recipient, Schedule
 from ptt.net.stream import ConnectFailed, PeerClosed, ReadTimeout, TlsFailed
 from ptt.relay import hop, mx
 from ptt.relay.attempt import Job, compose, merge, unsettled
@@ -396,7 +396,9 @@ def test_nonsense_is_refused(text: str) -> None:
     assert reply.code == 501
 
 
-@pytest.mark.parametrize("bad", [{"sender": "a\r\nb"}, {"user": "\x00"}, {"received": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"sender": "a\r\nb"}, {"user": "\x00"}, {"received": -1}, {"schedule": Schedule(expires=-1)}]
+)
 def test_envelopes_that_nobody_makes(bad: dict[str, Any]) -> None:
     text = hop.encode(msgspec.structs.replace(Envelope("me", 1), **bad))
     with pytest.raises(ProtocolError):
