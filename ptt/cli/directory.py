@@ -22,8 +22,9 @@ from ptt.directory import names
 from ptt.directory.compiler import Refused
 from ptt.directory.edit import Edit, EditError, Tree, added, apply, changed, removed
 from ptt.directory.passwords import MAX_PASSWORD_BYTES, generate_password, hash_password, prepare, scram_verifier
+from ptt.directory.records import Alias, Domain, Record, User
 from ptt.directory.repository import Author, Repository, RepositoryError
-from ptt.directory.schema import Alias, Domain, Kind, Mistake, Place, Record, User, parse, path_of, place_of
+from ptt.directory.schema import Kind, Mistake, Place, parse, path_of, place_of
 
 
 class Shared(Protocol):

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ptt.directory.reader import Pointer, SnapshotFile
+from ptt.directory.records import Alias, Domain, Group, User
 from ptt.directory.repository import GOOD_REF, Listing, Repository, RepositoryError
 from ptt.directory.rules import MAX_MISTAKES, Base, Database, check, check_changes, locate, parse_all
-from ptt.directory.schema import Alias, Domain, Mistake, Place, User, parse, path_of, place_of
+from ptt.directory.schema import Mistake, Place, parse, path_of, place_of
 from ptt.directory.snapshot import Changes, Store
 
 
@@ -122,16 +123,23 @@ class TreeBase:
         found = self._record(Place("alias", name))
         return found if isinstance(found, Alias) else None
 
+    def group(self, name: str) -> Group | None:
+        found = self._record(Place("group", name))
+        return found if isinstance(found, Group) else None
+
     def aliases(self) -> dict[str, Alias]:
-        listing = self._repository.listing(self._commit)
-        found = {}
-        for path, oid in listing.files.items():
-            if path.startswith("aliases/") and oid is not None:
+        return {name: record for name, record in self._records("aliases/") if isinstance(record, Alias)}
+
+    def groups(self) -> dict[str, Group]:
+        return {name: record for name, record in self._records("groups/") if isinstance(record, Group)}
+
+    def _records(self, folder: str) -> Iterator[tuple[str, object]]:
+        for path, oid in self._repository.listing(self._commit).files.items():
+            if path.startswith(folder) and oid is not None:
                 data = self._repository.read(path, oid)
                 parsed = parse(path, data) if isinstance(data, bytes) else []
-                if isinstance(parsed, tuple) and isinstance(parsed[1], Alias):
-                    found[parsed[0].name] = parsed[1]
-        return found
+                if isinstance(parsed, tuple):
+                    yield parsed[0].name, parsed[1]
 
     def _record(self, place: Place) -> object:
         data = self._repository.content(self._commit, path_of(place))

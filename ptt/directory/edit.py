@@ -15,10 +15,11 @@ import tomlkit.exceptions
 
 from ptt.config import Directory
 from ptt.directory.compiler import check_for_commit
+from ptt.directory.records import Record
 from ptt.directory.remote import Refused as PushRefused
 from ptt.directory.remote import Rewritten, push, synchronise
 from ptt.directory.repository import Author, Repository, RepositoryError
-from ptt.directory.schema import Kind, Mistake, Place, Record, dump, parse, path_of
+from ptt.directory.schema import FLAT, Kind, Mistake, Place, dump, parse, path_of
 
 TRIES = 5  # when other hosts push at the same moment
 
@@ -53,7 +54,7 @@ class Tree:
         """(name, record) of all files of a kind, sorted; a Mistake for each that breaks a rule."""
         if not self.commit:
             return
-        folder = path_of(Place(kind, "x@x" if kind != "domain" else "x")).partition("/")[0] + "/"
+        folder = path_of(Place(kind, "x@x" if kind not in FLAT else "x")).partition("/")[0] + "/"
         files = self.repository.listing(self.commit).files
         for path, oid in sorted(files.items()):
             if not path.startswith(folder) or oid is None:

@@ -29,6 +29,11 @@ class ReadFile:
             value: bytes | None = transaction.get(key)
         return value
 
+    def has(self, prefix: bytes) -> bool:
+        """Is there a key that starts with ``prefix``?"""
+        with self._environment.begin() as transaction, transaction.cursor() as cursor:
+            return bool(cursor.set_range(prefix) and cursor.key().startswith(prefix))
+
     def items(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """All keys that start with ``prefix``, sorted, with their values: a copy in memory."""
         found = []

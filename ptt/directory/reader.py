@@ -14,9 +14,10 @@ No method yields to another greenlet, so a look-up never sees half of a change; 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar, cast
 
 import gevent
 import lmdb
@@ -24,10 +25,10 @@ import msgspec
 
 from ptt.directory import names
 from ptt.directory.files import ReadFile
-from ptt.directory.schema import Alias, Domain
+from ptt.directory.records import DEFAULT_ROUTE, Alias, Domain, Group, Limits
 
 REFRESH_SECONDS = 0.25
-FORMAT = 1  # of the snapshot files and the pointer; a file of another format is compiled anew
+FORMAT = 2  # of the snapshot files and the pointer; a file of another format is compiled anew
 POINTER = "current"
 MAX_POINTER_BYTES = 1024
 
@@ -55,7 +56,22 @@ class DomainView(msgspec.Struct, array_like=True, frozen=True):
 
 
 class AliasView(msgspec.Struct, array_like=True, frozen=True):
+    """An alias, or a group: where ``post`` is not empty."""
+
     targets: tuple[str, ...]
+    post: str = ""  # "everyone", "members" or "listed"
+    posters: tuple[str, ...] = ()  # addresses of who is listed; "*@domain" is every address of a domain
+    owners: tuple[str, ...] = ()
+
+
+class RouteView(msgspec.Struct, array_like=True, frozen=True):
+    """Where the operator wants mail for a destination to go."""
+
+    name: str  # the file: a domain, or "default"
+    via: str  # "smarthost" or "mx"
+    host: str  # HOST:PORT of the smarthost
+    tls: str  # "opportunistic", "verify" or "none"
+    subdomains: bool
 
 
 class Pointer(msgspec.Struct, frozen=True):
@@ -70,9 +86,19 @@ _T = TypeVar("_T")
 _USER = msgspec.msgpack.Decoder(UserView)
 _DOMAIN = msgspec.msgpack.Decoder(DomainView)
 _ALIAS = msgspec.msgpack.Decoder(AliasView)
+_ROUTE = msgspec.msgpack.Decoder(RouteView)
+_LIMITS = msgspec.msgpack.Decoder(Limits)
 _POINTER = msgspec.json.Decoder(Pointer)
 
-USER, DOMAIN, ALIAS = b"u", b"d", b"a"  # first byte of a key; the name follows
+# First byte of a key; the name follows. Groups are among the aliases; limits are under the name of a user or domain.
+USER, DOMAIN, ALIAS, LIMITS, ROUTE = b"u", b"d", b"a", b"l", b"r"
+
+KNOWN_LIMITS = 1024  # decoded limits that are remembered: most users share a few, some 300 bytes each
+
+
+@functools.lru_cache(maxsize=KNOWN_LIMITS)
+def _limits(value: bytes) -> Limits:
+    return _LIMITS.decode(value)
 
 
 def key(kind: bytes, name: str) -> bytes:
@@ -97,6 +123,8 @@ class SnapshotFile:
     def __init__(self, path: str) -> None:
         self._file = ReadFile(path)
         self.close = self._file.close
+        self.has_limits = self._file.has(LIMITS)
+        self.has_routes = self._file.has(ROUTE)
 
     def user(self, name: str) -> UserView | None:
         return self._get(_USER, USER, name)
@@ -107,22 +135,41 @@ class SnapshotFile:
     def alias_view(self, name: str) -> AliasView | None:
         return self._get(_ALIAS, ALIAS, name)
 
+    def route_view(self, name: str) -> RouteView | None:
+        return self._get(_ROUTE, ROUTE, name)
+
+    def limits(self, name: str) -> Limits | None:
+        """The limits of a user or a domain."""
+        value = self._file.get(key(LIMITS, name))
+        return None if value is None else _limits(value)
+
     # The methods of ptt.directory.rules.Base, by which a later commit is checked against this one.
 
     def domain(self, name: str) -> Domain | None:
         found = self.domain_view(name)
-        return None if found is None else Domain(found.sign, found.subdomains, found.postmaster)
+        return None if found is None else Domain(found.sign, found.subdomains, found.postmaster, self.limits(name))
 
     def has_user(self, name: str) -> bool:
         return self.user(name) is not None
 
     def alias(self, name: str) -> Alias | None:
         found = self.alias_view(name)
-        return None if found is None else Alias(found.targets)
+        return None if found is None or found.post else Alias(found.targets)
+
+    def group(self, name: str) -> Group | None:
+        found = self.alias_view(name)
+        return None if found is None or not found.post else _group(found)
 
     def aliases(self) -> dict[str, Alias]:
         """All aliases. Only for the compiler: this is a copy of them in memory."""
-        return {k[1:].decode(): Alias(_ALIAS.decode(value).targets) for k, value in self._file.items(ALIAS)}
+        return {name: Alias(view.targets) for name, view in self._alias_views() if not view.post}
+
+    def groups(self) -> dict[str, Group]:
+        """All groups. Only for the compiler, as ``aliases``."""
+        return {name: _group(view) for name, view in self._alias_views() if view.post}
+
+    def _alias_views(self) -> Iterator[tuple[str, AliasView]]:
+        return ((k[1:].decode(), _ALIAS.decode(value)) for k, value in self._file.items(ALIAS))
 
     def names(self, kind: bytes) -> list[str]:
         """The names of all records of a kind, sorted: a copy in memory."""
@@ -131,6 +178,10 @@ class SnapshotFile:
     def _get(self, decoder: msgspec.msgpack.Decoder[_T], kind: bytes, name: str) -> _T | None:
         value = self._file.get(key(kind, name))
         return None if value is None else decoder.decode(value)
+
+
+def _group(view: AliasView) -> Group:
+    return Group(view.targets, view.owners, cast(Literal["everyone", "members", "listed"], view.post), view.posters)
 
 
 class Snapshot:
@@ -231,12 +282,65 @@ class Snapshot:
         allowed = (view.name, *view.addresses)
         return folded in allowed or names.without_detail(folded) in allowed or f"*@{domain}" in allowed
 
-    def expand(self, address: str) -> list[str] | None:
-        """What an alias stands for in the end, each address once; None if the address is no alias."""
-        if self._file is None or (first := self._file.alias_view(names.fold(address))) is None:
+    def limits(self, user: str) -> tuple[Limits | None, Limits | None] | None:
+        """The limits of a user (any case) and those of the user's domain; None if neither has any."""
+        if self._file is None or not self._file.has_limits:
             return None
+        name = names.fold(user)
+        own, domains = self._file.limits(name), self._file.limits(names.split(name)[1])
+        return None if own is None and domains is None else (own, domains)
+
+    def route(self, domain: str) -> RouteView | None:
+        """The route to a destination: its own, that of the nearest parent with ``subdomains``, the default, or None."""
+        if self._file is None or not self._file.has_routes:
+            return None
+        folded = names.fold_domain(domain)
+        if (found := self._file.route_view(folded)) is not None:
+            return found
+        for parent in names.parents(folded):
+            found = self._file.route_view(parent)
+            if found is not None and found.subdomains:
+                return found
+        return self._file.route_view(DEFAULT_ROUTE)
+
+    def expand(self, address: str) -> list[str] | None:
+        """What an alias or a group stands for in the end, each address once; None if the address is neither."""
+        found = self._expansion(address)
+        return None if found is None else found[0]
+
+    def may_post(self, user: str, address: str) -> bool:
+        """May this user (login name) send to this address? Yes for what is no group.
+
+        Every group that the address leads to must let the user: as one of its owners, or as its ``post`` says. A
+        user is known to a group by the own address and by those listed.
+        """
+        found = self._expansion(address)
+        if found is None or not found[1]:
+            return True
+        view = self.user(user)
+        own = {view.name, *view.addresses} if view is not None and not view.disabled else set()
+        return all(self._lets(group, own) for group in found[1])
+
+    def _lets(self, group: AliasView, own: set[str]) -> bool:
+        if group.post == "everyone":
+            return True
+        listed = set(map(names.fold, group.owners))
+        if group.post == "listed":
+            listed.update(map(names.fold, group.posters))
+        else:
+            listed.update(map(names.fold, self._expand_from(group)[0]))
+        return not own.isdisjoint(listed) or any(f"*@{names.split(address)[1]}" in listed for address in own)
+
+    def _expansion(self, address: str) -> tuple[list[str], list[AliasView]] | None:
+        """(addresses, groups among the aliases on the way) of an alias or a group; None if the address is neither."""
+        first = self._file.alias_view(names.fold(address)) if self._file else None
+        return None if first is None else self._expand_from(first, names.fold(address))
+
+    def _expand_from(self, first: AliasView, name: str = "") -> tuple[list[str], list[AliasView]]:
+        assert self._file is not None  # noqa: S101  (``first`` came from it)
         result: dict[str, str] = {}  # folded -> as written
-        seen = {names.fold(address)}
+        groups = [first] if first.post else []
+        seen = {name}
         level: list[str] = list(first.targets)
         for _ in range(MAX_ALIAS_DEPTH):
             below: list[str] = []
@@ -248,12 +352,13 @@ class Snapshot:
                 alias = self._file.alias_view(folded)
                 if alias is not None:
                     below.extend(alias.targets)
+                    groups += [alias] if alias.post else []
                 elif len(result) < MAX_EXPANSION:
                     result[folded] = target
             level = below
             if not level:
                 break
-        return list(result.values())
+        return list(result.values()), groups
 
 
 def run_refresh(snapshot: Snapshot, tell: Callable[[str], None]) -> None:

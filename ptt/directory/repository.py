@@ -18,7 +18,7 @@ import gevent.monkey
 import pygit2
 from pygit2.enums import ConfigLevel, DeltaStatus, FileMode, ObjectType
 
-from ptt.directory.schema import FOLDERS, MAX_FILE_BYTES, Mistake, ignored
+from ptt.directory.schema import FLAT, FOLDERS, MAX_FILE_BYTES, Mistake, ignored
 
 MAX_FILES = 500_000  # five times the largest database that we measured
 MAX_TREE_BYTES = 64 * 1024 * 1024  # of one folder's list: some 800,000 names
@@ -211,7 +211,7 @@ class _Walk:
                     self._mistake(path, f"does not belong here; the folders are {', '.join(FOLDERS)}")
             elif mode and mode != FileMode.TREE:
                 self._mistake(path, "must be a folder")
-            elif FOLDERS[path] == "domain":
+            elif FOLDERS[path] in FLAT:
                 self._folder(path, oid, before)
             else:
                 self._domains(path, oid, before)

@@ -12,7 +12,8 @@ from typing import Protocol
 import msgspec
 
 from ptt.directory import names
-from ptt.directory.schema import Alias, Domain, Mistake, Place, Record, User, line_of, parse, path_of
+from ptt.directory.records import Alias, Domain, Group, Record, Route, User
+from ptt.directory.schema import Mistake, Place, line_of, parse, path_of
 
 MAX_MISTAKES = 100  # reported of one commit: enough to mend it, bounded for a log line
 MAX_EXPANSION = 1_000  # addresses that one alias stands for in the end
@@ -25,6 +26,8 @@ class Database(msgspec.Struct):
     domains: dict[str, Domain] = msgspec.field(default_factory=dict)
     users: dict[str, User] = msgspec.field(default_factory=dict)
     aliases: dict[str, Alias] = msgspec.field(default_factory=dict)
+    groups: dict[str, Group] = msgspec.field(default_factory=dict)
+    routes: dict[str, Route] = msgspec.field(default_factory=dict)
 
     def domain(self, name: str) -> Domain | None:
         return self.domains.get(name)
@@ -35,14 +38,21 @@ class Database(msgspec.Struct):
     def alias(self, name: str) -> Alias | None:
         return self.aliases.get(name)
 
+    def group(self, name: str) -> Group | None:
+        return self.groups.get(name)
+
     def put(self, place: Place, record: Record) -> None:
         """Add or replace one record."""
         if isinstance(record, Domain):
             self.domains[place.name] = record
         elif isinstance(record, User):
             self.users[place.name] = record
-        else:
+        elif isinstance(record, Alias):
             self.aliases[place.name] = record
+        elif isinstance(record, Group):
+            self.groups[place.name] = record
+        else:
+            self.routes[place.name] = record
 
 
 class View(Protocol):
@@ -51,6 +61,7 @@ class View(Protocol):
     def domain(self, name: str) -> Domain | None: ...
     def has_user(self, name: str) -> bool: ...
     def alias(self, name: str) -> Alias | None: ...
+    def group(self, name: str) -> Group | None: ...
 
 
 def our_domain(view: View, name: str) -> str:
@@ -106,6 +117,7 @@ class Base(View, Protocol):
     """A database that is known to be good, which a few files change."""
 
     def aliases(self) -> dict[str, Alias]: ...
+    def groups(self) -> dict[str, Group]: ...
 
 
 class Changed:
@@ -127,17 +139,25 @@ class Changed:
             return found
         return None if Place("alias", name) in self._removed else self._base.alias(name)
 
+    def group(self, name: str) -> Group | None:
+        if found := self._records.group(name):
+            return found
+        return None if Place("group", name) in self._removed else self._base.group(name)
+
 
 def check_changes(base: Base, records: Database, removed: set[Place]) -> Iterator[Finding]:
     """Every breach of a rule after ``records`` were put into, and ``removed`` taken out of, a good database.
 
-    Changed aliases are checked with all others, which may contain them. Changed domains are not for this function: they
-    concern every user; use ``check``.
+    Changed aliases and groups are checked with all others, which may contain them. Changed domains are not for this
+    function: they concern every user; use ``check``.
     """
-    if records.aliases:
-        kept = {n: a for n, a in base.aliases().items() if Place("alias", n) not in removed}
-        records = Database(records.domains, records.users, {**kept, **records.aliases})
-    yield from check(records, Changed(base, records, removed))
+    view = Changed(base, records, removed)
+    if records.aliases or records.groups:
+        aliases = {n: a for n, a in base.aliases().items() if Place("alias", n) not in removed}
+        groups = {n: g for n, g in base.groups().items() if Place("group", n) not in removed}
+        all_aliases, all_groups = {**aliases, **records.aliases}, {**groups, **records.groups}
+        records = Database(records.domains, records.users, all_aliases, all_groups)
+    yield from check(records, view)
 
 
 def check(records: Database, view: View) -> Iterator[Finding]:
@@ -147,19 +167,29 @@ def check(records: Database, view: View) -> Iterator[Finding]:
         yield from _domain_is_ours(place, view)
         if view.alias(name) is not None:
             yield place, "", "", f"{name} is an alias too ({path_of(Place('alias', name))})"
+        if view.group(name) is not None:
+            yield place, "", "", f"{name} is a group too ({path_of(Place('group', name))})"
         for address in user.addresses:
             if not our_domain(view, names.split(address)[1]):
                 yield place, "addresses", address, f"addresses: the domain of {address!r} is not in domains/"
     expander = Expander(view)
     for name, alias in records.aliases.items():
-        place = Place("alias", name)
-        yield from _domain_is_ours(place, view)
-        if view.has_user(name):
-            yield place, "", "", f"{name} is a user too ({path_of(Place('user', name))})"
-        for target in alias.targets:
-            if wrong := expander.mistake(name, target):
-                yield place, "targets", target, f"targets: {wrong}"
-                break
+        yield from _expansion(Place("alias", name), "targets", alias.targets, view, expander)
+        if view.group(name) is not None:
+            yield Place("alias", name), "", "", f"{name} is a group too ({path_of(Place('group', name))})"
+    for name, group in records.groups.items():
+        yield from _expansion(Place("group", name), "members", group.members, view, expander)
+
+
+def _expansion(place: Place, key: str, targets: tuple[str, ...], view: View, expander: Expander) -> Iterator[Finding]:
+    """What is wrong with an alias or a group and what it stands for."""
+    yield from _domain_is_ours(place, view)
+    if view.has_user(place.name):
+        yield place, "", "", f"{place.name} is a user too ({path_of(Place('user', place.name))})"
+    for target in targets:
+        if wrong := expander.mistake(place.name, target):
+            yield place, key, target, f"{key}: {wrong}"
+            return
 
 
 def _domain_is_ours(place: Place, view: View) -> Iterator[Finding]:
@@ -169,7 +199,7 @@ def _domain_is_ours(place: Place, view: View) -> Iterator[Finding]:
 
 
 class Expander:
-    """Measures aliases: how many addresses each stands for, and how deep. Each alias is walked once."""
+    """Measures aliases and groups: how many addresses each stands for, and how deep. Each alias is walked once."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -192,18 +222,24 @@ class Expander:
         name = names.fold(target)
         if name in above:
             return "cycle: " + " -> ".join((*above[above.index(name) :], name))
-        alias = self._view.alias(name)
-        if alias is None:
+        targets = self._targets(name)
+        if targets is None:
             return 1, 0
         if name in self._known:
             return self._known[name]
         if len(above) > MAX_ALIAS_DEPTH:
             return f"{above[0]} is more than {MAX_ALIAS_DEPTH} aliases deep"
         size = depth = 0
-        for further in alias.targets:
+        for further in targets:
             found = self._measure(further, (*above, name))
             if isinstance(found, str):
                 return found
             size, depth = size + found[0], max(depth, found[1] + 1)
         self._known[name] = min(size, MAX_EXPANSION + 1), depth
         return self._known[name]
+
+    def _targets(self, name: str) -> tuple[str, ...] | None:
+        if (alias := self._view.alias(name)) is not None:
+            return alias.targets
+        group = self._view.group(name)
+        return None if group is None else group.members

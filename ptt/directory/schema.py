@@ -3,43 +3,38 @@
     domains/DOMAIN.toml            Domain
     users/DOMAIN/LOCALPART.toml    User
     aliases/DOMAIN/NAME.toml       Alias
+    groups/DOMAIN/NAME.toml        Group
+    routes/DOMAIN.toml             Route; routes/default.toml for all others
 
-What must hold between files is in ``ptt.directory.rules``. ``docs/git-database.md`` is the same for people.
+The records are in ``ptt.directory.records``, the rules for one value in ``ptt.directory.values``, what must hold
+between files in ``ptt.directory.rules``. ``docs/git-database.md`` is the same for people.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from ptt.directory import names
+from ptt.directory.records import Alias, Domain, Group, Limits, Record, Route, User
+from ptt.directory.values import MAX_TEXT, value_mistakes
 
-Kind = Literal["domain", "user", "alias"]
-FOLDERS: dict[str, Kind] = {"domains": "domain", "users": "user", "aliases": "alias"}
+Kind = Literal["domain", "user", "alias", "group", "route"]
+FOLDERS: dict[str, Kind] = {
+    "domains": "domain",
+    "users": "user",
+    "aliases": "alias",
+    "groups": "group",
+    "routes": "route",
+}
+FLAT: frozenset[Kind] = frozenset({"domain", "route"})  # FOLDER/DOMAIN.toml; the others are FOLDER/DOMAIN/NAME.toml
 SUFFIX = ".toml"
 
 MAX_FILE_BYTES = 65_536  # 1,000 alias targets of 64 bytes; a parser in Python needs some 40 ms for so much
-MAX_ADDRESSES = 1_000  # of one user
-MAX_TARGETS = 1_000  # of one alias: the most recipients that one message may have by default
-MAX_TEXT = 512  # characters of a verifier; ours have 97 and 140
-
-# Bounds of an argon2id verifier, so that no commit makes one check cost more than some seconds (RFC 9106 4 and 7.4).
-MAX_ARGON2_MEMORY_KIB = 262_144
-MAX_ARGON2_TIME = 10
-MAX_ARGON2_LANES = 8
-MIN_SCRAM_ITERATIONS = 4_096  # RFC 7677 4
-MAX_SCRAM_ITERATIONS = 10_000_000
-
-_ARGON2 = re.compile(
-    r"\$argon2id\$v=19\$m=([1-9]\d{0,9}),t=([1-9]\d{0,9}),p=([1-9]\d{0,9})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,172}"
-)
-_SCRAM = re.compile(r"SCRAM-SHA-256\$([1-9]\d{0,9}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 
 
 class Mistake(NamedTuple):
@@ -53,34 +48,20 @@ class Mistake(NamedTuple):
         return f"{self.path}:{self.line}: {self.text}"
 
 
-class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``domains/DOMAIN.toml``."""
-
-    sign: bool = True  # DKIM: mail of this domain waits for its signature; false: it goes out unsigned
-    subdomains: bool = False  # addresses under subdomains are ours too, signed with d= this domain
-    postmaster: str = ""  # who answers for the domain; empty: postmaster@DOMAIN
-
-
-class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``users/DOMAIN/LOCALPART.toml``. The login name is LOCALPART@DOMAIN."""
-
-    password: str = ""  # argon2id in PHC form; empty: cannot log in
-    scram: str = ""  # SCRAM-SHA-256 in the form of RFC 5803
-    disabled: bool = False
-    addresses: tuple[str, ...] = ()  # may be sender too; "*@domain" is every address of a domain
+_STRUCTS: dict[Kind, type[Domain] | type[User] | type[Alias] | type[Group] | type[Route]] = {
+    "domain": Domain,
+    "user": User,
+    "alias": Alias,
+    "group": Group,
+    "route": Route,
+}
+_FIELDS: dict[type, dict[str, msgspec.structs.FieldInfo]] = {
+    struct: {f.name: f for f in msgspec.structs.fields(struct)} for struct in (*_STRUCTS.values(), Limits)
+}
+_TABLES: dict[str, type] = {"limits": Limits}  # keys that are tables of their own
 
 
-class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``aliases/DOMAIN/NAME.toml``."""
-
-    targets: tuple[str, ...]
-
-
-Record = Domain | User | Alias
-_STRUCTS: dict[Kind, type[Domain] | type[User] | type[Alias]] = {"domain": Domain, "user": User, "alias": Alias}
-
-
-_FIELDS = {struct: {f.name: f for f in msgspec.structs.fields(struct)} for struct in _STRUCTS.values()}
+_FOLDER_OF = {kind: folder for folder, kind in FOLDERS.items()}
 
 
 class Place(NamedTuple):
@@ -92,10 +73,11 @@ class Place(NamedTuple):
 
 def path_of(place: Place) -> str:
     """The path of a record: the inverse of ``place_of``."""
-    if place.kind == "domain":
-        return f"domains/{place.name}{SUFFIX}"
+    folder = _FOLDER_OF[place.kind]
+    if place.kind in FLAT:
+        return f"{folder}/{place.name}{SUFFIX}"
     local, domain = names.split(place.name)
-    return f"{'users' if place.kind == 'user' else 'aliases'}/{domain}/{local}{SUFFIX}"
+    return f"{folder}/{domain}/{local}{SUFFIX}"
 
 
 def ignored(path: str) -> bool:
@@ -110,11 +92,11 @@ def place_of(path: str) -> Place | Mistake:
     kind = FOLDERS.get(folder)
     if kind is None or not rest:
         return Mistake(path, 1, f"does not belong here; the folders are {', '.join(FOLDERS)}")
-    if len(rest) != (1 if kind == "domain" else 2) or not rest[-1].endswith(SUFFIX):
-        shape = "DOMAIN.toml" if kind == "domain" else "DOMAIN/NAME.toml"
+    if len(rest) != (1 if kind in FLAT else 2) or not rest[-1].endswith(SUFFIX):
+        shape = "DOMAIN.toml" if kind in FLAT else "DOMAIN/NAME.toml"
         return Mistake(path, 1, f"must be {folder}/{shape}")
     stem = rest[-1].removesuffix(SUFFIX)
-    if kind == "domain":
+    if kind in FLAT:
         wrong = names.domain_mistake(stem)
         return Mistake(path, 1, wrong) if wrong else Place(kind, stem)
     wrong = names.domain_mistake(rest[0]) or names.file_local_mistake(stem)
@@ -124,17 +106,24 @@ def place_of(path: str) -> Place | Mistake:
 
 
 def line_of(text: str, key: str, value: str = "") -> int:
-    """The line (from 1) of a top-level key, or of a quoted ``value`` at or below it; 1 if neither is found."""
-    found = 1
-    assignment = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]")
-    for number, line in enumerate(text.split("\n"), 1):
-        if found == 1 and assignment.match(line):
-            found = number
-            if not value:
-                break
-        if value and number >= found and (f'"{value}"' in line or f"'{value}'" in line):
-            return number
+    """The line (from 1) of a key, or of a quoted ``value`` at or below it; 1 if neither is found.
+
+    ``key``: one of the top level, or TABLE.KEY.
+    """
+    lines = text.split("\n")
+    top, _, inner = key.partition(".")
+    found = _first(lines, 1, re.compile(rf"\s*\[{{0,2}}\s*[\"']?{re.escape(top)}[\"']?\s*[\].=]")) or 1
+    if inner:
+        found = _first(lines, found, re.compile(rf"(.*[\s.,{{])?[\"']?{re.escape(inner)}[\"']?\s*[.=]")) or found
+    if value:
+        quoted = re.escape(value)
+        found = _first(lines, found, re.compile(rf".*(\"{quoted}\"|'{quoted}')")) or found
     return found
+
+
+def _first(lines: list[str], start: int, pattern: re.Pattern[str]) -> int:
+    """The number of the first line from ``start`` on that begins with the pattern; 0 if none does."""
+    return next((n for n in range(start, len(lines) + 1) if pattern.match(lines[n - 1])), 0)
 
 
 def parse(path: str, data: bytes) -> tuple[Place, Record] | list[Mistake]:
@@ -156,7 +145,7 @@ def parse(path: str, data: bytes) -> tuple[Place, Record] | list[Mistake]:
     if mistakes := list(_type_mistakes(path, text, table, struct)):
         return mistakes
     record: Record = msgspec.convert(table, struct)
-    mistakes = [Mistake(path, line_of(text, key, value), wrong) for key, value, wrong in _value_mistakes(record)]
+    mistakes = [Mistake(path, line_of(text, key, value), wrong) for key, value, wrong in value_mistakes(record)]
     return mistakes or (place, record)
 
 
@@ -167,91 +156,29 @@ def _syntax_mistake(path: str, error: Exception) -> Mistake:
     return Mistake(path, int(line[1]) if line else 1, f"is not TOML: {error}"[:MAX_TEXT])
 
 
-def _type_mistakes(path: str, text: str, table: dict[str, Any], struct: type[Record]) -> Iterator[Mistake]:
+def _type_mistakes(path: str, text: str, table: dict[str, Any], struct: type, inside: str = "") -> Iterator[Mistake]:
     fields = _FIELDS[struct]
     for key, value in table.items():
+        full = f"{inside}.{key}" if inside else key
         if key not in fields:
-            shown = key[:64]
-            yield Mistake(path, line_of(text, key), f"unknown key {shown!r}; known here: {', '.join(fields)}")
-            continue
-        try:
-            msgspec.convert(value, fields[key].type)
-        except (msgspec.ValidationError, RecursionError) as e:
-            yield Mistake(path, line_of(text, key), f"{key}: {str(e).partition(' - at `$')[0]}")
+            known = f"unknown key {full[:64]!r}; known here: {', '.join(fields)}"
+            yield Mistake(path, line_of(text, full), known)
+        elif key in _TABLES and not inside and isinstance(value, dict):
+            yield from _type_mistakes(path, text, value, _TABLES[key], key)
+        else:
+            try:
+                msgspec.convert(value, fields[key].type)
+            except (msgspec.ValidationError, RecursionError) as e:
+                yield Mistake(path, line_of(text, full), f"{full}: {str(e).partition(' - at `$')[0]}")
     for key, field in fields.items():
         if field.required and key not in table:
             yield Mistake(path, 1, f"{key}: is missing")
 
 
-_Found = tuple[str, str, str]  # key, value (to find the line; may be ""), what is wrong
-
-
-def _value_mistakes(record: Record) -> Iterator[_Found]:
-    if isinstance(record, Domain):
-        if record.postmaster and (wrong := names.address_mistake(record.postmaster)):
-            yield "postmaster", "", f"postmaster: {wrong}"
-    elif isinstance(record, User):
-        yield from _each("password", (record.password,), argon2_mistake)
-        yield from _each("scram", (record.scram,), scram_mistake)
-        yield from _list("addresses", record.addresses, MAX_ADDRESSES, _sender_mistake)
-    else:
-        if not record.targets:
-            yield "targets", "", "targets: must name at least one address"
-        yield from _list("targets", record.targets, MAX_TARGETS, names.target_mistake)
-
-
-def _each(key: str, values: tuple[str, ...], check: Callable[[str], str]) -> Iterator[_Found]:
-    for value in values:
-        if value and (wrong := check(value)):
-            yield key, "", f"{key}: {wrong}"
-
-
-def _list(key: str, values: tuple[str, ...], most: int, check: Callable[[str], str]) -> Iterator[_Found]:
-    if len(values) > most:
-        yield key, "", f"{key}: more than {most}"
-        return
-    seen = set()
-    for value in values:
-        if wrong := check(value):
-            yield key, value, f"{key}: {wrong}"
-        elif value in seen:
-            yield key, value, f"{key}: {value!r} is named twice"
-        seen.add(value)
-
-
-def _sender_mistake(address: str) -> str:
-    return names.domain_mistake(address[2:]) if address.startswith("*@") else names.address_mistake(address)
-
-
-def argon2_mistake(text: str) -> str:
-    """What is wrong with an argon2id verifier in PHC form; "" if nothing. The verifier itself is never quoted."""
-    if len(text) > MAX_TEXT or not (found := _ARGON2.fullmatch(text)):
-        return "is not an argon2id hash ($argon2id$v=19$m=...,t=...,p=...$SALT$HASH)"
-    memory, time, lanes = (int(x) for x in found.groups())
-    if memory > MAX_ARGON2_MEMORY_KIB or time > MAX_ARGON2_TIME or lanes > MAX_ARGON2_LANES:
-        most = f"m={MAX_ARGON2_MEMORY_KIB},t={MAX_ARGON2_TIME},p={MAX_ARGON2_LANES}"
-        return f"asks for more work than {most}"
-    return "" if memory >= 8 * lanes else "has less memory than 8 KiB for each lane (RFC 9106 3.1)"
-
-
-def scram_mistake(text: str) -> str:
-    """What is wrong with a SCRAM-SHA-256 verifier (RFC 5803 2: authInfo$authValue); "" if nothing."""
-    if len(text) > MAX_TEXT or not (found := _SCRAM.fullmatch(text)):
-        return "is not of the form SCRAM-SHA-256$ITERATIONS:SALT$STOREDKEY:SERVERKEY (RFC 5803)"
-    if not MIN_SCRAM_ITERATIONS <= int(found[1]) <= MAX_SCRAM_ITERATIONS:
-        return f"iterations must be {MIN_SCRAM_ITERATIONS} to {MAX_SCRAM_ITERATIONS}"
-    try:
-        salt, stored, server = (base64.b64decode(x, validate=True) for x in found.groups()[1:])
-    except binascii.Error:
-        return "salt and keys must be base64"
-    if len(stored) != 32 or len(server) != 32 or len(salt) < 8:
-        return "the keys must have 32 bytes, the salt 8 or more"
-    return ""
-
-
 def dump(record: Record) -> bytes:
     """A record as TOML. Values that are their defaults are left out."""
     lines = []
+    tables = []
     for field in msgspec.structs.fields(record):
         value = getattr(record, field.name)
         if value == field.default:
@@ -259,9 +186,16 @@ def dump(record: Record) -> bytes:
         if isinstance(value, tuple):
             items = "".join(f"    {_quote(v)},\n" for v in value)
             lines.append(f"{field.name} = [\n{items}]\n" if value else f"{field.name} = []\n")
+        elif isinstance(value, Limits):
+            tables.append("\n[limits]\n")
+            tables += [f"{k} = {_value(v)}\n" for k, v in msgspec.to_builtins(value).items()]
         else:
-            lines.append(f"{field.name} = {_quote(value) if isinstance(value, str) else str(value).lower()}\n")
-    return "".join(lines).encode()
+            lines.append(f"{field.name} = {_value(value)}\n")
+    return "".join(lines + tables).encode()
+
+
+def _value(value: object) -> str:
+    return _quote(value) if isinstance(value, str) else str(value).lower()
 
 
 def _quote(text: str) -> str:

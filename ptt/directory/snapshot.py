@@ -1,6 +1,6 @@
 """Records -> the files of one commit, and the pointer that puts them in force.
 
-    data/snapshot/COMMIT12-N.mdb    users, domains, aliases: what workers read (mode 0640)
+    data/snapshot/COMMIT12-N.mdb    all but verifiers: what workers read (mode 0640)
     data/snapshot/current           the pointer: commit and file name (mode 0640)
     data/control/COMMIT12-N.mdb     password verifiers: for the control process alone (mode 0600)
 
@@ -25,17 +25,21 @@ from ptt.directory.reader import (
     ALIAS,
     DOMAIN,
     FORMAT,
+    LIMITS,
     POINTER,
+    ROUTE,
     USER,
     AliasView,
     DomainView,
     Pointer,
+    RouteView,
     UserView,
     key,
     read_pointer,
 )
+from ptt.directory.records import Limits
 from ptt.directory.rules import Database
-from ptt.directory.schema import Place
+from ptt.directory.schema import Kind, Place
 
 MAP_BYTES = 8 << 30  # address space, not disk: 500,000 files of 4 KiB, twice over
 KEEP = 2  # files of the commit in force and of the one before, which a worker may be about to open
@@ -43,7 +47,13 @@ SUFFIX = ".mdb"
 DAMAGED = ".damaged"  # appended to the name of a file that cannot be opened; never removed by us
 
 _encode = msgspec.msgpack.Encoder().encode
-_KINDS = {"user": USER, "domain": DOMAIN, "alias": ALIAS}
+_KEYS: dict[Kind, tuple[bytes, ...]] = {
+    "user": (USER, LIMITS),
+    "domain": (DOMAIN, LIMITS),
+    "alias": (ALIAS,),
+    "group": (ALIAS,),
+    "route": (ROUTE,),
+}
 Pairs = dict[bytes, bytes | None]  # key -> value, None removes
 
 
@@ -144,16 +154,26 @@ class Store:
 
 def public_pairs(changes: Changes) -> Pairs:
     """What workers read of the changed records."""
-    pairs: Pairs = {key(_KINDS[place.kind], place.name): None for place in changes.removed}
+    pairs: Pairs = {key(kind, place.name): None for place in changes.removed for kind in _KEYS[place.kind]}
     for name, domain in changes.records.domains.items():
         view = DomainView(name, domain.sign, domain.subdomains, domain.postmaster or f"postmaster@{name}")
         pairs[key(DOMAIN, name)] = _encode(view)
+        pairs[key(LIMITS, name)] = _limits(domain.limits)
     for name, user in changes.records.users.items():
         shown = UserView(name, verifiers.version_of(user), user.disabled, user.addresses)
         pairs[key(USER, name)] = _encode(shown)
+        pairs[key(LIMITS, name)] = _limits(user.limits)
     for name, alias in changes.records.aliases.items():
         pairs[key(ALIAS, name)] = _encode(AliasView(alias.targets))
+    for name, group in changes.records.groups.items():
+        pairs[key(ALIAS, name)] = _encode(AliasView(group.members, group.post, group.posters, group.owners))
+    for name, route in changes.records.routes.items():
+        pairs[key(ROUTE, name)] = _encode(RouteView(name, route.via, route.host, route.tls, route.subdomains))
     return pairs
+
+
+def _limits(limits: Limits | None) -> bytes | None:
+    return None if limits is None else _encode(limits)
 
 
 def private_pairs(changes: Changes) -> Pairs:

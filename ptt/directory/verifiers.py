@@ -8,7 +8,7 @@ import msgspec
 
 from ptt.directory.files import ReadFile
 from ptt.directory.reader import USER, key
-from ptt.directory.schema import User
+from ptt.directory.records import User
 
 
 class Verifiers(msgspec.Struct, array_like=True, frozen=True):

@@ -13,8 +13,10 @@ import pytest
 
 from ptt.cli.directory import alias, domain, user
 from ptt.directory import compiler, passwords
+from ptt.directory.records import User
 from ptt.directory.repository import GOOD_REF
-from ptt.directory.schema import User, argon2_mistake, parse, scram_mistake
+from ptt.directory.schema import parse
+from ptt.directory.values import argon2_mistake, scram_mistake
 
 GROUPS = {"user": user, "alias": alias, "domain": domain}
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ptt.directory.schema import User, dump
+from ptt.directory.records import User
+from ptt.directory.schema import dump
 
 USERS = 20_000
 

@@ -12,7 +12,7 @@ import pytest
 
 from ptt.directory import passwords
 from ptt.directory.passwords import Verifier
-from ptt.directory.schema import argon2_mistake, scram_mistake
+from ptt.directory.values import argon2_mistake, scram_mistake
 
 
 @pytest.mark.parametrize(

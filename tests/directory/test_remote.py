@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ptt.directory.edit import added, apply
+from ptt.directory.records import User
 from ptt.directory.remote import REMOTE_REF, Refused, Rewritten, push, shown, synchronise
 from ptt.directory.repository import Author, Repository, RepositoryError
-from ptt.directory.schema import Place, User
+from ptt.directory.schema import Place
 
 AUTHOR = Author("t", "t@host.example")
 

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptt.directory import rules
+from ptt.directory.records import Alias, Domain, Group, User
 from ptt.directory.rules import MAX_ALIAS_DEPTH, MAX_EXPANSION, Database, check, check_changes, validate
-from ptt.directory.schema import Alias, Domain, Place, User
+from ptt.directory.schema import Place
 
 DOMAINS = {"domains/a.example.toml": b"", "domains/s.example.toml": b"subdomains = true\n"}
 
@@ -101,6 +102,26 @@ def test_a_bomb_of_aliases_is_measured_in_no_time() -> None:
     assert "stands for more than" in mistakes(files)[0]
 
 
+def test_groups_are_expanded_with_the_aliases() -> None:
+    files = {
+        "users/a.example/anna.toml": b"",
+        "aliases/a.example/x.toml": alias("y@a.example"),
+        "groups/a.example/y.toml": b'\nmembers = [\n"anna@a.example",\n"z@a.example"]',
+        "groups/a.example/z.toml": b'members = ["x@a.example"]',
+    }
+    found = mistakes(files)
+    cycle = "y@a.example -> z@a.example -> x@a.example -> y@a.example"
+    assert f"groups/a.example/y.toml:4: members: cycle: {cycle}" in found
+    assert mistakes({**files, "groups/a.example/z.toml": b'members = ["q@x.example"]'}) == []
+    assert "is a user too" in mistakes({**files, "groups/a.example/anna.toml": b'members = ["q@x.example"]'})[-1]
+    assert "x@a.example is a group too" in " ".join(
+        mistakes({**files, "groups/a.example/x.toml": b'members = ["q@x.example"]'})
+    )
+    assert mistakes({"groups/c.example/z.toml": b'members = ["q@x.example"]'}) == [
+        "groups/c.example/z.toml:1: there is no domains/c.example.toml"
+    ]
+
+
 def test_mistakes_are_bounded() -> None:
     files = {f"users/b.example/u{n}.toml": b"" for n in range(300)}
     assert len(mistakes(files)) == rules.MAX_MISTAKES
@@ -119,35 +140,47 @@ ALIASES = st.dictionaries(st.sampled_from(NAMES), st.lists(ADDRESSES, min_size=1
 class BaseOf:
     def __init__(self, database: Database) -> None:
         self.domain, self.has_user, self.alias = database.domain, database.has_user, database.alias
-        self._aliases = database.aliases
+        self.group = database.group
+        self._aliases, self._groups = database.aliases, database.groups
 
     def aliases(self) -> dict[str, Alias]:
         return dict(self._aliases)
 
+    def groups(self) -> dict[str, Group]:
+        return dict(self._groups)
 
-def build(users: dict[str, list[str]], aliases: dict[str, list[str]]) -> Database:
+
+Lists = dict[str, list[str]]
+
+
+def build(users: Lists, aliases: Lists, groups: Lists) -> Database:
     return Database(
         {"a.example": Domain(), "b.example": Domain()},
         {n: User(addresses=tuple(a)) for n, a in users.items()},
         {n: Alias(tuple(t)) for n, t in aliases.items()},
+        {n: Group(tuple(t)) for n, t in groups.items()},
     )
 
 
-@given(USERS, ALIASES, USERS, ALIASES, st.sets(st.sampled_from(NAMES)))
+@given(USERS, ALIASES, ALIASES, USERS, ALIASES, ALIASES, st.sets(st.sampled_from(NAMES)))
 def test_checking_changes_finds_what_checking_all_finds(
-    users: dict[str, list[str]],
-    aliases: dict[str, list[str]],
-    new_users: dict[str, list[str]],
-    new_aliases: dict[str, list[str]],
+    users: Lists,
+    aliases: Lists,
+    groups: Lists,
+    new_users: Lists,
+    new_aliases: Lists,
+    new_groups: Lists,
     gone: set[str],
 ) -> None:
-    before = build(users, aliases)
+    before = build(users, aliases, groups)
     for place, *_ in list(check(before, before)):  # leave out what is wrong: the base is good
-        (before.users if place.kind == "user" else before.aliases).pop(place.name, None)
+        {"user": before.users, "alias": before.aliases, "group": before.groups}[place.kind].pop(place.name, None)
     removed = {Place("user", n) for n in gone - set(new_users)} | {Place("alias", n) for n in gone - set(new_aliases)}
-    changes = build(new_users, new_aliases)
+    removed |= {Place("group", n) for n in gone - set(new_groups)}
+    changes = build(new_users, new_aliases, new_groups)
     changes.domains.clear()
-    after = build({}, {})
+    after = build({}, {}, {})
+    after.groups = {n: g for n, g in before.groups.items() if Place("group", n) not in removed} | changes.groups
     after.users = {n: u for n, u in before.users.items() if Place("user", n) not in removed} | changes.users
     after.aliases = {n: a for n, a in before.aliases.items() if Place("alias", n) not in removed} | changes.aliases
     whole = bool(list(check(after, after)))

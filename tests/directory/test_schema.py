@@ -5,20 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptt.directory import names
+from ptt.directory.records import Alias, Domain, User
 from ptt.directory.schema import (
     MAX_FILE_BYTES,
-    Alias,
-    Domain,
     Mistake,
     Place,
-    User,
-    argon2_mistake,
     dump,
     parse,
     path_of,
     place_of,
-    scram_mistake,
 )
+from ptt.directory.values import argon2_mistake, scram_mistake
 
 SCRAM = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$" + ":".join(["WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY="] * 2)
 
@@ -48,7 +45,7 @@ def test_path_and_place_are_inverse(path: str, place: Place) -> None:
     ("path", "reason"),
     [
         ("notes.txt", "does not belong here"),
-        ("groups/x.toml", "does not belong here"),
+        ("lists/x.toml", "does not belong here"),
         ("domains", "does not belong here"),
         ("domains/a/b.toml", "must be domains/DOMAIN.toml"),
         ("users/anna.toml", "must be users/DOMAIN/NAME.toml"),
