@@ -20,7 +20,7 @@ import pytest
 from ptt.service.certificates import issue, make_ca
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "peers"))
-pytest_plugins = ["peer_programs", "peer_dns", "peer_postfix"]
+pytest_plugins = ["peer_programs", "peer_dns", "peer_postfix", "peer_exim"]
 
 SEED = int(os.environ.get("PTT_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 

@@ -1,7 +1,9 @@
-"""The git database: users, domains and aliases, from a commit to the snapshot that workers read.
+"""The git database: users, domains, aliases, groups, limits, routes; from a commit to the snapshot that workers read.
 
 =================  ==============================================================================
 ``names``          domains and addresses as the database spells them, pure
+``records``        the records, as their files have them, pure
+``values``         what must hold of one record's values, pure
 ``schema``         one file -> one record, or mistakes with file and line, pure
 ``rules``          what must hold between files, pure
 ``repository``     the bare repository: trees, commits, fast-forward (libgit2)

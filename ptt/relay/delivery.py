@@ -23,7 +23,7 @@ from ptt.relay import mx
 from ptt.relay.attempt import Hands, Job, Outcomes, Wanted, attempt, compose
 from ptt.relay.connections import IdleConnections, Key
 from ptt.relay.outcome import Delivered, Failed, Outcome
-from ptt.relay.routing import Route, Router
+from ptt.relay.routing import Overrides, Route, Router
 from ptt.relay.session import Connection, NoSession, Target, TlsUse, open_connection
 from ptt.smtp.errors import UnsendableAddress
 
@@ -33,6 +33,7 @@ KNOWN_SITES = 50_000  # lanes whose site is remembered: a name each, some 10 MB
 
 class Relay:
     """The relay of one worker. ``rng``: for the order among equal MX hosts. ``clock``: monotonic seconds.
+    ``overrides``: the operator's route for a destination, if there is one.
 
     Raises OSError when a certificate or key cannot be read.
     """
@@ -45,12 +46,14 @@ class Relay:
         counters: Counters,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        overrides: Overrides = lambda _: None,
     ) -> None:
         self.config = config
         self.log = log
         self.counters = counters
         self.clock = clock
-        self.router = Router(config, lookup, rng or random.Random())  # noqa: S311  (load sharing, not a secret)
+        rng = rng or random.Random()  # noqa: S311  (load sharing, not a secret)
+        self.router = Router(config, lookup, rng, overrides)
         self.idle: IdleConnections[Connection] = IdleConnections(config.relay.idle_seconds)
         self._hands = Hands(self._reuse, self._connect_and_converse, self.router.targets)
         self._sites: OrderedDict[str, str] = OrderedDict()

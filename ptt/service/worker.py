@@ -47,7 +47,7 @@ class Worker:
         self.spool = Spool(os.path.join(config.run, "queue.sock"), log, self.counters)
         resolver = Resolver(config.dns.resolvers, config.dns.timeout_seconds, config.dns.cache_entries, self.counters)
         rng = random.SystemRandom()
-        self.relay = Relay(config, resolver, log, self.counters, rng)
+        self.relay = Relay(config, resolver, log, self.counters, rng, overrides=self.snapshot.route)
         self.pipeline = Pipeline(
             config,
             self.spool,

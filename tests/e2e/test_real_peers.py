@@ -1,11 +1,10 @@
-"""The whole path between real peers: BIND as primary, Unbound as resolver, Postfix as MX and client, real clients."""
+"""The whole path between real peers: BIND as primary, Unbound as resolver, Postfix as MX."""
 
 from __future__ import annotations
 
 import pathlib
 import re
 import shutil
-import smtplib
 import subprocess
 import time
 import urllib.request
@@ -81,45 +80,6 @@ def test_opendkim_verifies_what_arrived(service: Any, named: Any, postfix_mx: An
     )
     assert "verification (s=" in done.stdout + done.stderr, done.stdout + done.stderr
     assert "succeeded" in done.stdout + done.stderr
-
-
-def test_swaks(service: Any, postfix_mx: Any) -> None:
-    host, port = service.address("submission", "starttls")
-    command = [need("swaks"), "--server", host, "--port", str(port), "--tls", "--auth", "PLAIN"]
-    command += ["--auth-user", service.user, "--auth-password", service.password, "--from", service.user]
-    command += ["--to", RECIPIENT, "--header", "X-Token: swaks"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert postfix_mx.wait(b"X-Token: swaks")
-
-
-def test_curl(service: Any, postfix_mx: Any, tmp: pathlib.Path) -> None:
-    host, port = service.address("submission", "implicit")
-    file = tmp / "message"
-    file.write_bytes(mail("curl"))
-    command = [need("curl"), "-sS", "--url", f"smtps://{host}:{port}", "--cacert", service.config.tls.internal_ca]
-    command += ["--user", f"{service.user}:{service.password}", "--mail-from", service.user]
-    command += ["--mail-rcpt", RECIPIENT, "-T", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert postfix_mx.wait(b"X-Token: curl")
-
-
-def test_smtplib_login_and_starttls(service: Any, postfix_mx: Any) -> None:
-    client = service.starttls_client()
-    for n in range(3):  # several messages on one connection
-        client.sendmail(service.user, [RECIPIENT], mail(f"smtplib-{n}"))
-    client.quit()
-    for n in range(3):
-        assert postfix_mx.wait(f"X-Token: smtplib-{n}".encode())
-
-
-def test_postfix_as_client(service: Any, postfix_client: Callable[..., Any], postfix_mx: Any) -> None:
-    _, port = service.address("submission", "starttls")
-    client = postfix_client(port, service.user, service.password)
-    with smtplib.SMTP("127.0.0.1", client.port, timeout=30) as s:
-        s.sendmail(service.user, [RECIPIENT], mail("postfix-client"))
-    assert postfix_mx.wait(b"X-Token: postfix-client"), client.log
 
 
 def test_a_message_of_20_mib_passes(service: Any, named: Any, postfix_mx: Any) -> None:

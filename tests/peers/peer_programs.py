@@ -89,6 +89,12 @@ def program() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
+def absent() -> Callable[[str], None]:
+    """A function (reason): skips the test (with CI=true: fails it) for a peer that is no program on the path."""
+    return missing
+
+
+@pytest.fixture(scope="session")
 def peer_dir() -> Iterator[Callable[[str], pathlib.Path]]:
     """A function: a new directory that other users may enter (pytest closes its own to them at each start)."""
     made: list[pathlib.Path] = []

@@ -230,12 +230,17 @@ def sender(dns: Dns, tmp_path: pathlib.Path, rng: random.Random) -> Iterator[Cal
         return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
 
     def make(
-        port: int = 25, waits: float = 5.0, role: Any = "all", files: Tls | None = None, **settings: Any
+        port: int = 25,
+        waits: float = 5.0,
+        role: Any = "all",
+        files: Tls | None = None,
+        overrides: Any = lambda _: None,
+        **settings: Any,
     ) -> Sender:
         times = dict.fromkeys(("connect_seconds", "command_seconds", "data_seconds", "final_dot_seconds"), waits)
         relay = Settings(**{"mx_port": port, "allow_private": True, **times, **settings})
         config = Config(hostname="us.example.net", role=role, relay=relay, tls=files or Tls())
-        made.append(Relay(config, dns, Log("test", "debug", log), Counters(), rng))
+        made.append(Relay(config, dns, Log("test", "debug", log), Counters(), rng, overrides=overrides))
         return Sender(made[-1], lines)
 
     yield make

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
@@ -163,6 +163,41 @@ def test_smarthost(dns: Any, peer: Any, sender: Any) -> None:
     assert isinstance(relay.send(lane="anything.example")[0], Delivered)
     assert not dns.asked
     assert relay.relay.site_of("anything.example") == f"smarthost:127.0.0.1:{there.port}"
+
+
+class Override(NamedTuple):
+    via: str
+    host: str = ""
+    tls: str = "opportunistic"
+
+
+def test_a_route_of_the_git_database(dns: Any, peer: Any, sender: Any) -> None:
+    there, everything = peer(), peer()
+    routes = {"one.example": Override("smarthost", f"127.0.0.1:{there.port}"), "example.org": Override("mx")}
+    direct = peer()
+    relay = sender(direct.port, smarthost=f"127.0.0.1:{everything.port}", overrides=routes.get)
+    for lane, used in (("one.example", there), ("example.org", direct), ("other.example", everything)):
+        before = len(used.contents)
+        assert isinstance(relay.send(lane=lane)[0], Delivered)
+        assert len(used.contents) == before + 1
+    assert relay.relay.site_of("one.example") == f"smarthost:127.0.0.1:{there.port}"
+    routes["one.example"] = Override("smarthost", f"127.0.0.1:{everything.port}")  # a new commit
+    assert isinstance(relay.send(lane="one.example")[0], Delivered)
+    assert len(everything.contents) == 2
+
+
+def test_the_tls_policy_of_a_route(peer: Any, sender: Any) -> None:
+    there = peer()  # has no STARTTLS
+    routes = {
+        "strict.example": Override("smarthost", f"127.0.0.1:{there.port}", "verify"),
+        "lax.example": Override("smarthost", f"127.0.0.1:{there.port}"),
+        "none.example": Override("smarthost", f"127.0.0.1:{there.port}", "none"),
+    }
+    relay = sender(overrides=routes.get)
+    assert isinstance(relay.send(lane="lax.example")[0], Delivered)
+    assert isinstance(relay.send(lane="none.example")[0], Delivered)
+    assert isinstance(relay.send(lane="strict.example")[0], Deferred)  # not over the open connection of the others
+    assert len({relay.relay.site_of(lane) for lane in routes}) == 3
 
 
 # --- recipients -------------------------------------------------------------------------------------------------
