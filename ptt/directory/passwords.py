@@ -14,13 +14,13 @@ import hashlib
 import hmac
 import os
 import secrets
-import stringprep
-import unicodedata
 from collections.abc import Callable
 from typing import Literal
 
 import argon2
 import gevent.threadpool
+
+from ptt.smtp.saslprep import prepare
 
 Result = Literal["ok", "bad", "busy"]
 
@@ -30,41 +30,10 @@ ARGON2_LANES = 1
 SCRAM_ITERATIONS = 30_000  # above the 4,096 of RFC 7677 4; clients compute it at each login
 SALT_BYTES = 16
 
-MAX_PASSWORD_BYTES = 1024
 AT_ONCE = 2  # checks at once for the whole pool: 40 MiB, and never all cores of a small machine
 MAX_WAITING = 64  # more are told to come again (454): about one second of waiting
 
 _hasher = argon2.PasswordHasher(ARGON2_TIME, ARGON2_MEMORY_KIB, ARGON2_LANES, hash_len=32, salt_len=SALT_BYTES)
-_PROHIBITED = (  # RFC 4013 2.3
-    stringprep.in_table_c12,
-    stringprep.in_table_c21_c22,
-    stringprep.in_table_c3,
-    stringprep.in_table_c4,
-    stringprep.in_table_c5,
-    stringprep.in_table_c6,
-    stringprep.in_table_c7,
-    stringprep.in_table_c8,
-    stringprep.in_table_c9,
-)
-
-
-def prepare(password: str) -> str:
-    """SASLprep (RFC 4013) of a password. Raises ValueError, whose text never quotes the password."""
-    mapped = "".join(
-        " " if stringprep.in_table_c12(c) else c for c in password if not stringprep.in_table_b1(c)
-    )  # RFC 4013 2.1
-    text = unicodedata.normalize("NFKC", mapped)
-    if not text:
-        raise ValueError("the password is empty")
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_PASSWORD_BYTES:
-        raise ValueError(f"the password is longer than {MAX_PASSWORD_BYTES} bytes")
-    if any(prohibited(c) for c in text for prohibited in _PROHIBITED):
-        raise ValueError("the password has a control character or another one that RFC 4013 prohibits")
-    if any(stringprep.in_table_d1(c) for c in text):  # RFC 3454 6
-        ends = stringprep.in_table_d1(text[0]) and stringprep.in_table_d1(text[-1])
-        if not ends or any(stringprep.in_table_d2(c) for c in text):
-            raise ValueError("the password mixes directions of writing (RFC 3454 6)")
-    return text
 
 
 def hash_password(password: str) -> str:

@@ -55,7 +55,8 @@ from ptt.smtp.events import (
 )
 from ptt.smtp.params import NO_MAIL_PARAMS, MailParams, RcptParams
 from ptt.smtp.reply import Reply, ReplyReader
-from ptt.smtp.sasl import Secret
+from ptt.smtp.sasl import Account, Secret
+from ptt.smtp.scram import Derive, derive
 from ptt.smtp.transaction import Command, Phase, Transaction, transaction_commands
 
 PIPELINE_COMMANDS: Final = 100  # sent before their replies are read: what both sides have under way stays within
@@ -156,12 +157,23 @@ class ClientSession:
         self.tls = True
         self._hello()
 
-    def auth(self, user: str, password: Secret, mechanism: str | None = None) -> None:
+    def auth(
+        self,
+        user: str,
+        password: Secret,
+        mechanism: str | None = None,
+        *,
+        binding: bytes = b"",
+        derive: Derive = derive,
+    ) -> None:
         """Authenticate (RFC 4954) with the best mechanism that the server offers. AuthDone follows.
 
-        Raises ProtocolError when it offers none of ours. Whether TLS is active is the driver's concern.
+        Raises ProtocolError when it offers none of ours, ValueError when the password has what RFC 4013 prohibits.
+        Whether TLS is active is the driver's concern. ``binding``: the tls-server-end-point data of the server's
+        certificate, b"" when there is none. ``derive``: who computes SCRAM's rounds, some 10 ms or more.
         """
-        self._send(Command(self._auth.start(self.capabilities, user, password, mechanism), Phase.AUTH))
+        line = self._auth.start(self.capabilities, Account(user, password, binding, derive), mechanism)
+        self._send(Command(line, Phase.AUTH))
 
     def send_message(
         self,

@@ -7,7 +7,7 @@ import functools
 
 from ptt.smtp.dotstuff import MAX_TEXT_LINE
 from ptt.smtp.reply import Reply
-from ptt.smtp.sasl import SERVER_MECHANISMS
+from ptt.smtp.sasl import KNOWN_TO_SERVER
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class ServerConfig:
     max_errors: int = 10  # syntax, sequence and unknown commands of a session; Postfix closes at 20
     max_auth_failures: int = 8
     starttls: bool = False
-    auth: tuple[str, ...] = ()  # of SERVER_MECHANISMS; only ever under TLS
+    auth: tuple[str, ...] = ()  # of KNOWN_TO_SERVER; only ever under TLS
     pipelining: bool = True
     size: bool = True
     eightbitmime: bool = True
@@ -39,7 +39,7 @@ class ServerConfig:
     rcpt_parameters: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if unknown := [m for m in self.auth if m not in SERVER_MECHANISMS]:
+        if unknown := [m for m in self.auth if m not in KNOWN_TO_SERVER]:
             raise ValueError(f"SASL mechanisms {unknown} are not known")
 
     def ehlo_lines(self, *, tls: bool, authenticated: bool) -> list[str]:

@@ -41,6 +41,13 @@ class AuthAttempt(NamedTuple):
     password: Secret
 
 
+class AuthStep(NamedTuple):
+    """A response of a mechanism that the driver does itself (``sasl.DRIVEN``). *Decision*: also challenge() -> 334."""
+
+    mechanism: str
+    response: bytes  # decoded; b"" for an empty one
+
+
 class MailFrom(NamedTuple):
     """MAIL: a new transaction. *Decision.* ``address`` is "" for the null reverse-path."""
 
@@ -77,7 +84,7 @@ class Closed(NamedTuple):
     reply: Reply | None = None  # client: the 421, or the answer to QUIT
 
 
-ServerEvent = Hello | AuthAttempt | MailFrom | RcptTo | MessageStart | MessageComplete | StartTls | Closed
+ServerEvent = Hello | AuthAttempt | AuthStep | MailFrom | RcptTo | MessageStart | MessageComplete | StartTls | Closed
 
 
 # --- client -------------------------------------------------------------------------------------------------

@@ -1,18 +1,22 @@
-"""SASL mechanisms PLAIN (RFC 4616) and LOGIN (draft-murchison-sasl-login), both ends, without I/O.
+"""SASL mechanisms, both ends, without I/O: PLAIN (RFC 4616), LOGIN (draft-murchison-sasl-login), SCRAM, EXTERNAL.
 
-A server mechanism is a generator: it yields challenges, is sent the responses, and returns ``Credentials``. It raises
-``ProtocolError`` for a response that it cannot read. ``ServerExchange`` drives one and does the base64.
+Of the server's, PLAIN and LOGIN are generators: they yield challenges, are sent the responses, and return
+``Credentials``; they raise ``ProtocolError`` for a response that they cannot read. The others are the driver's
+(``DRIVEN``): SCRAM (``scram``) needs the users' verifiers, EXTERNAL (RFC 4422 A) the client's certificate. A client's
+mechanism is a generator of responses that is sent the challenges.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator
+from typing import Final, NamedTuple
 
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.reply import Reply
+from ptt.smtp.saslprep import prepare
+from ptt.smtp.scram import Derive, client_mechanism, derive
 
 MAX_CREDENTIAL = 1024  # characters of a name or password; RFC 4616 2 demands at least 255 octets
 
@@ -78,6 +82,26 @@ def login_server() -> Mechanism:
 
 
 SERVER_MECHANISMS: dict[str, Callable[[], Mechanism]] = {"PLAIN": plain_server, "LOGIN": login_server}
+SCRAM: Final = "SCRAM-SHA-256"
+SCRAM_PLUS: Final = "SCRAM-SHA-256-PLUS"
+EXTERNAL: Final = "EXTERNAL"
+DRIVEN: Final = frozenset({SCRAM, SCRAM_PLUS, EXTERNAL})  # done by the driver, which gets an AuthStep per response
+KNOWN_TO_SERVER: Final = DRIVEN | SERVER_MECHANISMS.keys()
+
+
+def challenge_line(challenge: bytes) -> bytes:
+    """Reply 334 (RFC 4954 4)."""
+    return b"334 " + base64.b64encode(challenge) + b"\r\n"
+
+
+def response_in(line: bytes) -> bytes:
+    """A response as it was on the line, decoded. Raises ProtocolError with its reply, also for one that cancels."""
+    if line == b"*":
+        raise ProtocolError.of(CANCELLED)
+    try:
+        return base64.b64decode(line, validate=True)
+    except (binascii.Error, ValueError):
+        raise ProtocolError("not base64", BAD_RESPONSE) from None
 
 
 class ServerExchange:
@@ -93,38 +117,63 @@ class ServerExchange:
 
     def challenge(self) -> bytes:
         """The line of reply 334 that asks for the next response."""
-        return b"334 " + base64.b64encode(self._challenge) + b"\r\n"
+        return challenge_line(self._challenge)
 
     def respond(self, line: bytes) -> Credentials | None:
         """Take a response as it was on the line. None: send the next challenge. Raises ProtocolError with its reply."""
-        if line == b"*":
-            raise ProtocolError.of(CANCELLED)
         try:
-            self._challenge = self._mechanism.send(_decode(line))
+            self._challenge = self._mechanism.send(response_in(line))
         except StopIteration as stop:
             credentials: Credentials = stop.value
             return credentials
         return None
 
 
-def _decode(line: bytes) -> bytes:
-    try:
-        return base64.b64decode(line, validate=True)
-    except (binascii.Error, ValueError):
-        raise ProtocolError("not base64", BAD_RESPONSE) from None
+class Account(NamedTuple):
+    """With what a client authenticates."""
+
+    user: str
+    password: Secret
+    binding: bytes = b""  # the channel's tls-server-end-point data; b"": none is known
+    derive: Derive = derive
 
 
-def plain_client(user: str, password: Secret) -> Iterator[bytes]:
-    yield f"\0{user}\0{password.reveal()}".encode()
+ClientMechanism = Generator[bytes, bytes, None]
 
 
-def login_client(user: str, password: Secret) -> Iterator[bytes]:
-    yield user.encode()
-    yield password.reveal().encode()
+def plain_client(account: Account, _offered: bool) -> ClientMechanism:
+    yield f"\0{account.user}\0{account.password.reveal()}".encode()
 
 
-# In the order of our preference. The flag: may the first response go with the command (RFC 4954 4)?
-CLIENT_MECHANISMS: dict[str, tuple[Callable[[str, Secret], Iterator[bytes]], bool]] = {
+def login_client(account: Account, _offered: bool) -> ClientMechanism:
+    yield account.user.encode()
+    yield account.password.reveal().encode()
+
+
+def _scram(account: Account, offered: bool, *, plus: bool) -> ClientMechanism:
+    return client_mechanism(
+        account.user,
+        prepare(account.password.reveal()),
+        plus=plus,
+        binding=account.binding,
+        offered=offered,
+        derive=account.derive,
+    )
+
+
+def scram_client(account: Account, offered: bool) -> ClientMechanism:
+    return _scram(account, offered, plus=False)
+
+
+def scram_plus_client(account: Account, offered: bool) -> ClientMechanism:
+    return _scram(account, offered, plus=True)
+
+
+# In the order of our preference. Called with the account, and whether the server offers SCRAM_PLUS. The flag: may the
+# first response go with the command (RFC 4954 4)?
+CLIENT_MECHANISMS: dict[str, tuple[Callable[[Account, bool], ClientMechanism], bool]] = {
+    SCRAM_PLUS: (scram_plus_client, True),
+    SCRAM: (scram_client, True),
     "PLAIN": (plain_client, True),
     "LOGIN": (login_client, False),
 }

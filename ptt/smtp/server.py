@@ -19,6 +19,8 @@ driver answers with ``accept`` or ``refuse``. Nothing that a client sends makes 
             session.tls_started()
         elif isinstance(event, AuthAttempt):
             session.accept() if verify(event.authcid, event.password) else session.refuse(replies.AUTH_FAILED)
+        elif isinstance(event, AuthStep):                     # where the configuration offers such a mechanism
+            session.challenge(challenge_to(event.response)) # or accept, or refuse
         elif isinstance(event, MailFrom):
             envelope = new_envelope(event); session.accept()
         elif isinstance(event, RcptTo):
@@ -37,8 +39,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ptt.smtp import replies, states
-from ptt.smtp.authentication import ServerAuth
+from ptt.smtp import replies, sasl, states
+from ptt.smtp.authentication import ServerAuth, ServerNext
 from ptt.smtp.commands import no_argument, parse_auth, parse_hello, parse_mail, parse_rcpt
 from ptt.smtp.config import ServerConfig
 from ptt.smtp.dotstuff import Unstuffer
@@ -46,6 +48,7 @@ from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import (
     NEED_DATA,
     AuthAttempt,
+    AuthStep,
     Closed,
     Hello,
     MailFrom,
@@ -68,6 +71,7 @@ _FOREIGN: Final = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CON
 
 _ACCEPTED: Final[dict[type, bytes]] = {
     AuthAttempt: replies.AUTHENTICATED,
+    AuthStep: replies.AUTHENTICATED,
     MailFrom: replies.SENDER_OK,
     RcptTo: replies.RECIPIENT_OK,
     MessageStart: replies.START_MAIL,
@@ -151,7 +155,7 @@ class ServerSession:
             self._utf8 = event.params.smtputf8
         elif kind is MessageComplete:
             self._idle = 0
-        elif kind is AuthAttempt:
+        elif kind is AuthAttempt or kind is AuthStep:
             self.authenticated = True
         if reply is not None:
             self._out.append(reply.encode())
@@ -170,9 +174,15 @@ class ServerSession:
         self._out.append(reply.encode())
         if isinstance(event, MessageStart | MessageComplete):
             self.state = states.READY  # the transaction is over, whatever its end: RFC 5321 4.1.1.4
-        elif isinstance(event, AuthAttempt):
+        elif isinstance(event, AuthAttempt | AuthStep):
             self.state = states.READY
             self._auth_failed()
+
+    def challenge(self, data: bytes) -> None:
+        """Answer an AuthStep with the mechanism's next challenge; another AuthStep follows."""
+        if not isinstance(self._answered(), AuthStep):
+            raise RuntimeError("challenge() to something that is no AuthStep")
+        self._out.append(sasl.challenge_line(data))
 
     def tls_started(self) -> None:
         """The handshake is done. All that was known of the client is forgotten (RFC 3207 4.2)."""
@@ -322,8 +332,8 @@ class ServerSession:
         self.state = following
         return self._auth_step(self._auth_exchange.start(mechanism, initial))
 
-    def _auth_step(self, step: bytes | Reply | AuthAttempt) -> ServerEvent | None:
-        if isinstance(step, AuthAttempt):
+    def _auth_step(self, step: ServerNext) -> ServerEvent | None:
+        if isinstance(step, AuthAttempt | AuthStep):
             return self._ask(step, states.READY)
         if isinstance(step, bytes):
             self._out.append(step)
