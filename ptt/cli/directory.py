@@ -21,10 +21,11 @@ from ptt.config import Config
 from ptt.directory import names
 from ptt.directory.compiler import Refused
 from ptt.directory.edit import Edit, EditError, Tree, added, apply, changed, removed
-from ptt.directory.passwords import MAX_PASSWORD_BYTES, generate_password, hash_password, prepare, scram_verifier
+from ptt.directory.passwords import generate_password, hash_password, scram_verifier
 from ptt.directory.records import Alias, Domain, Record, User
 from ptt.directory.repository import Author, Repository, RepositoryError
 from ptt.directory.schema import Kind, Mistake, Place, parse, path_of, place_of
+from ptt.smtp.saslprep import MAX_PASSWORD_BYTES, prepare
 
 
 class Shared(Protocol):
