@@ -6,10 +6,11 @@
 ``dispatcher``  lanes, groups, tokens: who may be leased next (memory only, no I/O)
 ``leasing``     leases, and what the store says of them
 ``requests``    put, stage, settle; ``operating`` the operator's verbs
+``once``        submitters' keys; ``meters`` quotas: what a put must fit into; ``answers`` given a second time
 ``admin``       list, show, act over a transaction; ``amend`` an operator's settle; ``damaged`` what cannot be read
 ``queue``       all of it joined: executes groups of requests, each as one transaction
 ``protocol``    frames and requests (sans-IO); ``link`` the client's side (sans-IO)
 ``server``      the process's loop; ``client`` a blocking client; ``offline`` a store read beside its owner,
                 or changed without it; ``archive`` messages in a file
-``in_process``  a queue without a process; ``testing`` the conformance suite of the interface
+``in_process``  a queue without a process; ``conformance`` the suite that every queue passes (``testing``, ...)
 """

@@ -327,7 +327,7 @@ class Link:
             case "put":
                 message = call.what[0]
                 granted = self._granted(result.granted, message.tasks, message, b"")
-                call.result = PutResult(result.refused, granted, result.first)
+                call.result = PutResult(result.refused, granted, result.first, result.meter, result.until)
             case "settle":
                 call.result = self._settled(call, result)
             case "lease":

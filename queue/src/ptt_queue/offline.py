@@ -17,11 +17,24 @@ from collections.abc import Iterator, Sequence
 import lmdb
 import msgspec
 
-from ptt_queue import admin, amend, damaged, files, keys
+from ptt_queue import admin, amend, damaged, files, keys, meters
 from ptt_queue.errors import StoreBusy, StoreError
 from ptt_queue.protocol import CHUNK_BYTES, Ref
 from ptt_queue.store import LEASED, MessageRecord, Store, Transaction
-from ptt_queue.types import Act, Acted, Amended, Entry, Filter, NewMessage, NewTask, Page, Refusal, Settle, State
+from ptt_queue.types import (
+    Act,
+    Acted,
+    Amended,
+    Entry,
+    Filter,
+    Metered,
+    NewMessage,
+    NewTask,
+    Page,
+    Refusal,
+    Settle,
+    State,
+)
 
 KEYS_PAGE = 10_000  # keys of the index read with one snapshot
 
@@ -138,6 +151,16 @@ class Reader:
             files.free_bytes(self._store.path),
             aside,
         )
+
+    def meters(self, prefix: str = "") -> Iterator[Metered]:
+        """The counters whose keys begin so, by the end of their windows. Those that have ended may be among them."""
+        after = b""
+        while True:
+            with self._snapshot() as txn:
+                found, after = meters.listing(txn, prefix, after, KEYS_PAGE)
+            yield from found
+            if not after:
+                return
 
     def damaged(self) -> Iterator[damaged.Damaged]:
         """What was set aside."""

@@ -203,6 +203,8 @@ class PutAnswer(msgspec.Struct, array_like=True, frozen=True):
     refused: Refusal | None
     granted: list[Granted]
     first: bytes = b""  # see PutResult
+    meter: str = ""
+    until: int = 0
 
 
 class SettleAnswer(msgspec.Struct, array_like=True, frozen=True):

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ptt_queue import admin, keys, once
+from ptt_queue import admin, answers, keys, meters, once
 from ptt_queue.errors import ProtocolError
 from ptt_queue.leasing import Leasing
 from ptt_queue.protocol import (
@@ -38,7 +38,7 @@ from ptt_queue.types import MESSAGE_ID_BYTES, NewMessage, NewTask, Refusal, Sett
 MAX_STAGED = 256  # bodies that one client sends in parts at the same time
 KEPT_MS = 24 * 3600 * 1000  # how long the record of a client that is away is kept
 LOST = "lost"
-PRUNED_KEYS = 2000  # of submitters, each minute, when no new ones come: each of those removes two
+PRUNED_KEYS = 2000  # of submitters, and meters, each minute, when no new ones come: each of those removes two
 
 
 class Requests:
@@ -101,8 +101,9 @@ class Requests:
             self.clients[client].last, self.clients[client].unusual = last, unusual
 
     def prune_clients(self, batch: Batch) -> None:
-        """Forget those that have been away for long, and submitters' keys that have expired."""
+        """Forget those that have been away for long, submitters' keys that have expired, and meters that have ended."""
         once.prune(batch.txn, batch.now, PRUNED_KEYS)
+        meters.prune(batch.txn, batch.now, PRUNED_KEYS)
         here = {s.client for s in self.sessions}
         for client, record in list(batch.txn.clients()):
             if client not in here and record.seen < batch.now - KEPT_MS:
@@ -132,27 +133,37 @@ class Requests:
     def put(self, batch: Batch, session: Session, request: Put, blob: bytes) -> None:
         record = self._recall(batch, session, request.done)
         message = request.message
-        granted: list[Granted] = []
         first = once.find(batch.txn, message, batch.now) if message.once else b""
         if request.number <= record.last:
-            was = record.unusual.get(request.number)
-            refused = Refusal(was) if was else None
+            answer = answers.recalled(record.unusual.get(request.number), first)
             batch.committed.append(partial(self._unstage, session, message.id))
-            if refused is None and request.lease and not first:
-                granted = self.leasing.rebirth(batch, session, message.id, message.tasks)
+            if answer.refused is None and request.lease and not first:
+                answer.granted.extend(self.leasing.rebirth(batch, session, message.id, message.tasks))
         else:
             record.last = request.number
-            index_keys = keys.of_tasks(message.id, message.tasks, message.priority, 1)
-            refused = Refusal.FULL if self.full() else self._fault(batch, session, message, index_keys, len(blob))
-            if refused is None and not first:
-                granted = self._store(batch, session, message, index_keys, blob, request.lease)
-                once.remember(batch.txn, message, batch.now)
-            else:
-                if refused is not None:
-                    record.unusual[request.number] = refused.value
+            answer = self._put(batch, session, request, blob, first)
+            if answer.refused is not None or answer.meter:
+                record.unusual[request.number] = answers.remembered(answer)
+            if answer.refused is not None or first:
                 batch.committed.append(partial(self._unstage, session, message.id))
-        answer = PutAnswer(refused, granted, b"" if refused else first)
         batch.answers.append((session, (frame_answer(request.number, answer),)))
+
+    def _put(self, batch: Batch, session: Session, request: Put, blob: bytes, first: bytes) -> PutAnswer:
+        """A put that was not executed before. ``first``: the id of the one with the same key, which is kept."""
+        message, over = request.message, None
+        index_keys = keys.of_tasks(message.id, message.tasks, message.priority, 1)
+        refused = Refusal.FULL if self.full() else self._fault(batch, session, message, index_keys, len(blob))
+        if refused is None and message.meters and not first:
+            refused, over = meters.judge(batch.txn, message, batch.now)
+        told = (over.meter.key, over.until) if over else ("", 0)
+        if refused is not None or first:
+            return PutAnswer(refused, [], b"" if refused else first, *told)
+        if over:
+            message = meters.held(message, over.meter.held)
+            index_keys = keys.of_tasks(message.id, message.tasks, message.priority, 1)
+        granted = self._store(batch, session, message, index_keys, blob, request.lease)
+        once.remember(batch.txn, message, batch.now)
+        return PutAnswer(None, granted, b"", *told)
 
     def _fault(
         self, batch: Batch, session: Session, message: NewMessage, index_keys: list[bytes], blob_bytes: int

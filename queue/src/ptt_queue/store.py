@@ -27,7 +27,7 @@ SCHEMA = 1
 MAX_READERS = 126
 LEASED = struct.Struct("!I8s")  # value in the index: epoch of the last lease, and the client's tag
 _PART = struct.Struct("!H")
-_DATABASES = ("records", "bodies", "index", "state", "damaged")
+_DATABASES = ("records", "bodies", "index", "state", "damaged", "meters")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_task = msgspec.msgpack.Decoder(NewTask).decode
@@ -82,6 +82,8 @@ class Store:
                 mode=0o600,
             )
             self.dbs: dict[str, Any] = {n: self.env.open_db(n.encode(), create=not readonly) for n in _DATABASES}
+        except lmdb.NotFoundError as e:
+            raise StoreError(f"{path}: made by an earlier version: start the service once") from e
         except (lmdb.Error, OSError) as e:
             raise StoreError(f"{path}: {e}") from e
         if not readonly:
@@ -140,6 +142,7 @@ class Transaction:
         self.bodies = store.dbs["bodies"]
         self.index = store.dbs["index"]
         self.state = store.dbs["state"]
+        self.meters = store.dbs["meters"]
         self._delta: _Counts = {}
 
     def commit(self) -> None:

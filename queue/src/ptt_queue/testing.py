@@ -1,23 +1,32 @@
 # ruff: noqa: S101  (a test suite, though it is shipped)
-"""The conformance suite of the queue's interface.
+"""The conformance suite of the queue's interface: what every queue does. ``conformance`` runs it.
 
-``CHECKS`` are functions of a ``Subject``; ``check_queue(make)`` runs each on a fresh one. Stage 2 of a subject is
-limited to LIMIT tasks in flight for each lane; it waits for no clients after a start.
+Stage 2 of a subject is limited to LIMIT tasks in flight for each lane; it waits for no clients after a start.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from ptt_queue.client import QueueClient
 from ptt_queue.in_process import LIMIT
-from ptt_queue.types import Act, Amended, Filter, GroupLimit, Item, NewMessage, NewTask, Refusal, Settle, State, Task
+from ptt_queue.types import (
+    Act,
+    Amended,
+    Filter,
+    GroupLimit,
+    Item,
+    NewMessage,
+    NewTask,
+    Refusal,
+    Settle,
+    State,
+    Task,
+)
 
 HOUR = 3_600_000
 
@@ -354,15 +363,3 @@ def check_amend(subject: Subject) -> None:
         assert client.act(Act.RELEASE, [], [(message.id, client.show(message.id)[0].number)]).changed == 1
         (again,) = client.lease(10, [2], wait=5)
         assert (again.message, [i.id for i in again.items]) == (message.id, [2])
-
-
-CHECKS: tuple[Callable[[Subject], None], ...] = tuple(
-    f for name, f in list(globals().items()) if name.startswith("check_")
-)
-
-
-def check_queue(make: Callable[[], contextlib.AbstractContextManager[Subject]]) -> None:
-    """Run the whole suite; ``make`` gives a fresh, empty queue for each check. Raises AssertionError."""
-    for check in CHECKS:
-        with make() as subject:
-            check(subject)

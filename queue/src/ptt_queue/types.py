@@ -55,6 +55,37 @@ class NewTask(msgspec.Struct, array_like=True, frozen=True):
     maybe: bool = False  # an earlier attempt may have succeeded without our knowing
 
 
+class Meter(msgspec.Struct, array_like=True, frozen=True):
+    """A counter that a put must fit into: ``amount`` is added to what was counted under ``key`` in this window, unless
+    that would be more than ``limit``. Windows are fixed: aligned to their length (ms) from the epoch.
+
+    ``held``: the note of tasks that are held because this meter had no room (see ``Over``).
+    """
+
+    key: str
+    amount: int
+    limit: int
+    window: int
+    held: bytes = b""
+
+
+class Metered(msgspec.Struct, frozen=True):
+    """A counter as the operator sees it. ``limit``: as it was told last; ``until``: when its window ends, ms."""
+
+    key: str
+    used: int
+    limit: int
+    window: int
+    until: int
+
+
+class Over(enum.StrEnum):
+    """What becomes of a message for which a meter has no room."""
+
+    REFUSE = "refuse"
+    HOLD = "hold"  # stored with its tasks held, and nothing counted
+
+
 class NewMessage(msgspec.Struct, array_like=True, frozen=True):
     """A message to be stored. Its body travels beside it, or was staged before under the same id."""
 
@@ -68,6 +99,8 @@ class NewMessage(msgspec.Struct, array_like=True, frozen=True):
     staged: bool = False  # the body was sent before, in parts, with ``stage``
     once: bytes = b""  # the submitter's key: a second message with it is not stored until ``once_until``
     once_until: int = 0
+    meters: list[Meter] = []  # all must have room; looked at when it is put, not when it comes with a settle
+    over: Over = Over.REFUSE
 
 
 class Task(msgspec.Struct, array_like=True, frozen=True):
@@ -98,6 +131,7 @@ class Refusal(enum.StrEnum):
     DUPLICATE = "duplicate"  # the id is taken by another message
     INVALID = "invalid"  # malformed: the client's fault
     FAILED = "failed"  # the store could not write
+    METER = "meter"  # a meter has no room: see PutResult
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -199,11 +233,14 @@ class PutResult(msgspec.Struct, array_like=True, frozen=True):
     """``refused`` is None when the message is on stable storage. ``leased``: tasks leased with the put.
 
     ``first``: the id of the message that was stored under the same key before; this one was not stored. Else b"".
+    ``meter``: the key of a meter that had no room until ``until`` (ms): refused with METER, or stored and held.
     """
 
     refused: Refusal | None
     leased: list[Task]
     first: bytes = b""
+    meter: str = ""
+    until: int = 0
 
 
 class Settle(msgspec.Struct, array_like=True, frozen=True):
