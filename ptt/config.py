@@ -20,6 +20,7 @@ Role = Literal["all", "submission", "signer", "relay"]
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -44,6 +45,8 @@ class Listen(_Section, frozen=True):
     # submission: users who authenticate. relay: our own roles (mutual TLS), and the trusted networks below.
     tls: Literal["implicit", "starttls", "none"] = "starttls"
     trusted: tuple[str, ...] = ()  # relay only: networks that may relay without a client certificate
+    proxies: tuple[str, ...] = ()  # networks of proxies, which must send the PROXY protocol; no others may connect then
+    greeting_delay: Annotated[float, msgspec.Meta(ge=0, le=30)] = 0.0  # seconds; who talks before the 220 is refused
 
 
 class Tls(_Section, frozen=True):
@@ -63,6 +66,17 @@ class Smtp(_Section, frozen=True):
     max_recipients: Positive = 1000
     max_connections: Positive = 2000  # per worker
     hide_client: bool = False  # leave the client's address out of Received
+
+
+class Connections(_Section, frozen=True):
+    """Limits of clients' connections, over all workers; 0: no limit. A network is a /24, of IPv6 a /64."""
+
+    per_address: Count = 100  # open at once
+    per_network: Count = 400
+    per_user: Count = 50
+    address_per_minute: Count = 600  # new ones
+    network_per_minute: Count = 2400
+    exempt: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # networks; so are listen.trusted and our roles
 
 
 class Queue(_Section, frozen=True):
@@ -168,6 +182,7 @@ class Config(_Section, frozen=True):
     listen: tuple[Listen, ...] = ()
     tls: Tls = Tls()
     smtp: Smtp = Smtp()
+    connections: Connections = Connections()
     queue: Queue = Queue()
     signer: Signer = Signer()
     dns: Dns = Dns()
@@ -309,13 +324,21 @@ def _address_mistakes(config: Config) -> Iterator[str]:
             yield f"{key}: {e}"
 
 
+def _network_mistakes(key: str, networks: tuple[str, ...]) -> Iterator[str]:
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as e:
+            yield f"{key}: {e}"
+
+
 def _listen_mistakes(config: Config) -> Iterator[str]:
+    yield from _network_mistakes("connections.exempt", config.connections.exempt)
     for n, listen in enumerate(config.listen):
-        for network in listen.trusted:
-            try:
-                ipaddress.ip_network(network)
-            except ValueError as e:
-                yield f"listen[{n}].trusted: {e}"
+        yield from _network_mistakes(f"listen[{n}].trusted", listen.trusted)
+        yield from _network_mistakes(f"listen[{n}].proxies", listen.proxies)
+        if listen.tls == "implicit" and listen.greeting_delay:
+            yield f"listen[{n}].greeting_delay: only without implicit TLS, where the client talks first"
         if listen.service == "submission" and listen.tls == "none":
             yield f"listen[{n}].tls: submission needs implicit or starttls, passwords are sent"
         if listen.service == "submission" and listen.trusted:

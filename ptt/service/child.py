@@ -43,6 +43,7 @@ class Child(msgspec.Struct):
     started: int  # ms since the epoch; with name and pid, which process it is
     parent: int = 0
     ready_fd: int = -1
+    census: tuple[int, int] = (-1, -1)  # of a worker: its number, and the memory that the workers count in
 
     def enter(self) -> None:
         """Change to the process's own user, set its limits. Raises UserError, PermissionError."""
@@ -81,6 +82,7 @@ def parser(kind: Kind) -> argparse.ArgumentParser:
     found.add_argument("--name", default=kind)
     found.add_argument("--listen-fd", type=listen_fd, action="append", default=[])
     found.add_argument("--ready-fd", type=int, default=-1)
+    found.add_argument("--census", type=listen_fd, default=(-1, -1))
     found.add_argument("--uids", type=user_ids, default=frozenset({0, os.getuid()}))
     found.add_argument("--clients", type=int, default=0)
     found.add_argument("--parent", type=int, default=0)
@@ -111,4 +113,5 @@ def from_arguments(kind: Kind, found: argparse.Namespace) -> Child:
         int(time.time() * 1000),
         found.parent,
         found.ready_fd,
+        found.census,
     )

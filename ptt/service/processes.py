@@ -42,8 +42,11 @@ class Spec(msgspec.Struct, frozen=True):
     fds: tuple[int, ...]
 
 
-def specs(config: Config, file: str, sockets: Sockets) -> list[Spec]:
-    """All processes, in the order in which they start. ``file``: the configuration's, absolute."""
+def specs(config: Config, file: str, sockets: Sockets, census: int) -> list[Spec]:
+    """All processes, in the order in which they start. ``file``: the configuration's, absolute.
+
+    ``census``: the memory in which workers count connections, a descriptor.
+    """
     kinds: list[tuple[str, Kind, list[str], list[int]]] = []
     queue = sockets.unix["queue"].fileno()
     kinds.append(("queue", "queue", ["--listen-fd", str(queue), "--clients", str(config.workers)], [queue]))
@@ -57,7 +60,7 @@ def specs(config: Config, file: str, sockets: Sockets) -> list[Spec]:
     for n, row in enumerate(sockets.workers):
         fds = [sock.fileno() for sock in row]
         listen = [word for i, fd in enumerate(fds) for word in ("--listen-fd", f"{i}:{fd}")]
-        kinds.append((f"worker.{n}", "worker", listen, fds))
+        kinds.append((f"worker.{n}", "worker", [*listen, "--census", f"{n}:{census}"], [*fds, census]))
     return [_spec(config, file, *kind) for kind in kinds]
 
 

@@ -28,6 +28,7 @@ from ptt.service.locks import RunningError, take_locks
 from ptt.service.privileges import KINDS, UserError, account_of
 from ptt.service.processes import STOP_ORDER, Spec, environment, next_delay, specs, stop_seconds
 from ptt.service.watchdog import STUCK_SECONDS, Watchdog
+from ptt.submission import census
 
 WRONG_USAGE = 2
 WRITE_SECONDS = 1.0  # supervisor.json is at most so old
@@ -86,12 +87,13 @@ class Supervisor:
     """The processes of one service, from start to end: ``run`` returns the exit code."""
 
     def __init__(
-        self, config: Config, planned: list[Spec], sockets: layout.Sockets, log: Log, children_lock: int
+        self, config: Config, planned: list[Spec], sockets: layout.Sockets, log: Log, children_lock: int, counts: int
     ) -> None:
         self.config = config
         self.sockets = sockets
         self.log = log
         self.children_lock = children_lock
+        self.counts = counts  # the workers' memory of who is connected
         self.running = [Running(spec) for spec in planned]
         self.started_ms = int(time.time() * 1000)
         self.env = environment(os.environ)
@@ -180,6 +182,7 @@ class Supervisor:
             if running.process is None or (code := running.process.poll()) is None:
                 continue
             running.process = None
+            self._forget(running)
             if running.ready_fd >= 0:
                 self.selector.unregister(running.ready_fd)
                 running.closed()
@@ -191,6 +194,12 @@ class Supervisor:
                 if code == WRONG_USAGE and not self.announced:
                     self.failed = code
                     self.stopping = True
+
+    def _forget(self, running: Running) -> None:
+        """The connections of a worker that ended are closed: they count no more."""
+        if running.spec.kind == "worker":
+            with contextlib.suppress(OSError):
+                census.clear(self.counts, int(running.spec.name.rpartition(".")[2]))
 
     def _later(self, running: Running, lived: float) -> None:
         running.delay = next_delay(running.delay, lived)
@@ -314,10 +323,11 @@ def serve(config: Config, file: str) -> int:
         _log_to_file(config)
     log = Log("supervisor", config.log.level)
     log.event("start", version=ptt.__version__, role=config.role, workers=config.workers, pid=os.getpid())
+    counts = census.make(config.workers)
     try:
-        return Supervisor(config, specs(config, file, sockets), sockets, log, locks[1]).run()
+        return Supervisor(config, specs(config, file, sockets, counts), sockets, log, locks[1], counts).run()
     finally:
-        for fd in locks:
+        for fd in (*locks, counts):
             os.close(fd)
 
 

@@ -29,7 +29,9 @@ from ptt.service import child as children  # noqa: E402
 from ptt.service.child import Child  # noqa: E402
 from ptt.signer.stage import build as build_signing  # noqa: E402
 from ptt.spool import Spool  # noqa: E402
+from ptt.submission import census  # noqa: E402
 from ptt.submission.accept import Accept  # noqa: E402
+from ptt.submission.census import Census  # noqa: E402
 from ptt.submission.listener import Contexts, Listener, listeners  # noqa: E402
 
 PUSH_SECONDS = 1.0
@@ -63,9 +65,13 @@ class Worker:
         logins = Logins(self.control, self.snapshot)
         sockets = [(index, socket.socket(fileno=fd)) for index, fd in child.listen]
         self.listeners: list[Listener] = listeners(
-            config, sockets, self.contexts, logins, self.snapshot, accept, log, self.counters
+            config, sockets, self.contexts, logins, self.snapshot, accept, log, self.counters, self._census()
         )
         self.stopped = gevent.event.Event()
+
+    def _census(self) -> Census:
+        number, fd = self.child.census
+        return Census(census.make(1), 0) if fd < 0 else Census(fd, number)  # a worker by hand counts for itself
 
     def run(self) -> None:
         gevent.signal_handler(signal.SIGTERM, self.stopped.set)

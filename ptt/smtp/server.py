@@ -121,6 +121,11 @@ class ServerSession:
         out.clear()
         return data
 
+    @property
+    def unsent(self) -> int:
+        """How many replies wait for ``data_to_send``."""
+        return len(self._out)
+
     def next_event(self) -> ServerEvent | NeedData:
         """The next thing that concerns the driver, or NEED_DATA."""
         if self._pending is not None:

@@ -19,6 +19,7 @@ from ptt.config import Config, Listen
 from ptt.log import Log
 from ptt.message import Envelope, Recipient
 from ptt.metrics import Counters
+from ptt.net.handshakes import Handshakes
 from ptt.net.stream import MAX_READ, ReadTimeout, Stream, StreamError
 from ptt.net.tls import peer_roles
 from ptt.relay.hop import KEYWORD, decode
@@ -42,7 +43,18 @@ from ptt.smtp.reply import Reply
 from ptt.smtp.server import ServerSession
 from ptt.submission import policy
 from ptt.submission.accept import Accept, Offer
-from ptt.submission.limits import COMMAND_SECONDS, MAX_REFUSED_SENDERS, Budget, Pace
+from ptt.submission.admission import Admission, Seat
+from ptt.submission.admission import refusal as too_many
+from ptt.submission.limits import (
+    LOGIN_SECONDS,
+    MAX_REFUSED_SENDERS,
+    MAX_REPLIES,
+    REPLY_SECONDS,
+    ROLE_SECONDS,
+    Budget,
+    Pace,
+    Seldom,
+)
 
 MAX_LOGGED_USER = 320  # the longest address; longer is noise
 HANDSHAKE_SECONDS = 60.0  # a TLS handshake is a few round trips
@@ -76,17 +88,25 @@ class Service(msgspec.Struct):
     log: Log
     counters: Counters
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-    budget: Budget  # of all listeners of the worker
+    budget: Budget  # this and the next three: of all listeners of the worker
+    admission: Admission
+    handshakes: Handshakes
+    seldom: Seldom
     clock: Callable[[], float] = time.monotonic
 
 
 class Session:
     """``serve`` runs it to its end; ``drain`` asks it, from another greenlet, to end when no message is under way."""
 
-    def __init__(self, service: Service, stream: Stream, client: str) -> None:
+    def __init__(
+        self, service: Service, stream: Stream, client: str, seat: Seat | None = None, *, known: bool = True
+    ) -> None:
+        """``known`` False: ``client`` is a proxy that does not say whom it forwards."""
         self.service = service
         self.stream = stream
         self.client = client
+        self.seat = seat or service.admission.free()
+        self.known = known
         self.smtp = ServerSession(service.plain)
         self.helo = ""
         self.ehlo = False
@@ -96,7 +116,8 @@ class Session:
         self.recipients: list[Recipient] = []
         self.draining = False
         self._reading = False
-        self._pace = Pace(service.clock(), must_login=service.listen.service == "submission")
+        login = ROLE_SECONDS if self.seat.over else LOGIN_SECONDS if service.listen.service == "submission" else 0.0
+        self._pace = Pace(service.clock(), login)
         self._receiving = False  # a content is coming
         self._held = 0  # octets of it that count in the budget
         self._refused_senders = 0  # in a row
@@ -145,6 +166,8 @@ class Session:
                 smtp.tls_started()
             else:
                 self._answer(event)
+                if smtp.unsent >= MAX_REPLIES:
+                    self._flush()
 
     def _read(self) -> bool:
         """Write what is to be said and read on. False: the session is over."""
@@ -185,11 +208,13 @@ class Session:
     def _content_gone(self) -> None:
         self.service.budget.change(self._held, 0)
         self._held = 0
-        self._receiving = False
+        if self._receiving:
+            self._receiving = False
+            self._pace.message(self.service.clock())
 
     def _flush(self) -> None:
         if out := self.smtp.data_to_send():
-            self.stream.write(out, COMMAND_SECONDS)
+            self.stream.write(out, REPLY_SECONDS)
             self._pace.progress(self.service.clock())
 
     def _say_goodbye(self, reply: Reply) -> None:
@@ -197,17 +222,21 @@ class Session:
         self._flush()
 
     def _handshake(self) -> None:
-        self.stream = self.stream.start_tls(self.service.tls(), HANDSHAKE_SECONDS, server_side=True)
+        with self.service.handshakes.turn(self.stream, HANDSHAKE_SECONDS):
+            self.stream = self.stream.start_tls(self.service.tls(), HANDSHAKE_SECONDS, server_side=True)
         info = self.stream.tls()
         self.roles = peer_roles(info.certificate) if info and info.certificate else frozenset()
         self.smtp.config = self._server_config()
+        if self.from_role:  # no limit is meant for those
+            self.seat.release()
+            self._pace.logged_in()
 
     def _server_config(self) -> ServerConfig:
         return self.service.hop if self.from_role else self.service.plain
 
     @functools.cached_property
     def _is_trusted(self) -> bool:
-        return policy.trusted(self.client, self.service.networks)
+        return self.known and policy.trusted(self.client, self.service.networks)
 
     @property
     def from_role(self) -> bool:
@@ -253,6 +282,11 @@ class Session:
         if attempt.authzid and attempt.authzid.lower() != attempt.authcid.lower():
             return self._auth_result(attempt, "bad", BAD_AUTHZID)
         result = self.service.logins.verify(attempt.authcid, attempt.password.reveal())
+        if result == "ok" and (reason := self.seat.login(attempt.authcid.lower())):
+            self.service.counters.count("ptt_refused_total", "421", reason)
+            user = attempt.authcid.lower()
+            self.service.seldom.warning("connection refused", reason, client=self.client, reason=reason, user=user)
+            return too_many(reason)
         if result == "ok":
             self.user = attempt.authcid.lower()
             self._pace.logged_in()

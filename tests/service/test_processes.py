@@ -58,7 +58,7 @@ def test_all_processes_with_their_sockets(config: Config) -> None:
     layout.make_directories(config)
     sockets = layout.bind_all(config)
     try:
-        found = specs(config, "/etc/ptt.toml", sockets)
+        found = specs(config, "/etc/ptt.toml", sockets, 99)
         assert [spec.name for spec in found] == ["queue", "signer.0", "signer.1", "control", "worker.0", "worker.1"]
         by_name = {spec.name: spec for spec in found}
         assert by_name["signer.0"].fds == by_name["signer.1"].fds == (sockets.unix["signer"].fileno(),)
@@ -67,7 +67,9 @@ def test_all_processes_with_their_sockets(config: Config) -> None:
         assert os.stat(os.path.join(config.run, "queue.sock")).st_mode & 0o777 == 0o660
         for spec in found:  # what the supervisor writes, a child reads
             options = child.parser(spec.kind).parse_args(spec.arguments[3:])
-            assert tuple(fd for _, fd in options.listen_fd) == spec.fds
+            worker = spec.kind == "worker"
+            assert (*(fd for _, fd in options.listen_fd), *((99,) if worker else ())) == spec.fds
+            assert options.census == ((int(spec.name[-1]), 99) if worker else (-1, -1))
             assert (options.pool, options.role, options.name) == (2, "all", spec.name)
             assert os.getuid() in options.uids
     finally:
@@ -79,7 +81,7 @@ def test_a_relay_has_no_key_process(config: Config, tmp_path: pathlib.Path) -> N
     layout.make_directories(relay)
     sockets = layout.bind_all(relay)
     try:
-        assert [spec.kind for spec in specs(relay, "f", sockets)] == ["queue", "control", "worker", "worker"]
+        assert [spec.kind for spec in specs(relay, "f", sockets, 99)] == ["queue", "control", "worker", "worker"]
     finally:
         sockets.close()
 

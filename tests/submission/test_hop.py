@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -11,11 +12,15 @@ from ptt.config import Config
 from ptt.log import Log
 from ptt.message import Envelope
 from ptt.metrics import Counters
+from ptt.net.handshakes import Handshakes
 from ptt.net.memory import memory_pair
 from ptt.relay.hop import KEYWORD, encode
 from ptt.smtp.events import MailFrom
 from ptt.smtp.params import MailParams
-from ptt.submission.limits import Budget
+from ptt.submission import census
+from ptt.submission.admission import Admission
+from ptt.submission.census import Census
+from ptt.submission.limits import Budget, Seldom
 from ptt.submission.listener import server_configs
 from ptt.submission.session import Service, Session
 
@@ -33,8 +38,10 @@ def session(role: str, domains: list[str]) -> Session:
     nothing: Any = None
     plain, hop = server_configs(config, config.listen[0])
     log = Log("test", "error")
+    admission = Admission(config.connections, Census(census.make(1), 0), time.monotonic)
+    shared: Any = ((), Budget(), admission, Handshakes(), Seldom(log))
     service = Service(
-        config, config.listen[0], plain, hop, nothing, nothing, nothing, nothing, log, Counters(), [], Budget()
+        config, config.listen[0], plain, hop, nothing, nothing, nothing, nothing, log, Counters(), *shared
     )
     made = Session(service, memory_pair()[0], "192.0.2.1")
     made.roles = frozenset({"submission" if role == "signer" else "signer"})  # of its certificate

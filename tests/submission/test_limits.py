@@ -12,10 +12,25 @@ import pytest
 from ptt.config import Config
 from ptt.log import Log
 from ptt.metrics import Counters
+from ptt.net.handshakes import Handshakes
 from ptt.net.memory import memory_pair
 from ptt.net.stream import Stream, StreamError
 from ptt.smtp.reply import Reply
-from ptt.submission.limits import COMMAND_SECONDS, LOGIN_SECONDS, MAX_REFUSED_SENDERS, SMALL_CONTENT, Budget, Pace
+from ptt.submission import census
+from ptt.submission.admission import Admission
+from ptt.submission.census import Census
+from ptt.submission.limits import (
+    COMMAND_SECONDS,
+    LOG_SECONDS,
+    LOGIN_SECONDS,
+    MAX_REFUSED_SENDERS,
+    MESSAGE_SECONDS,
+    MIN_BYTES_PER_SECOND,
+    SMALL_CONTENT,
+    Budget,
+    Pace,
+    Seldom,
+)
 from ptt.submission.listener import server_configs
 from ptt.submission.session import Service, Session
 
@@ -52,6 +67,7 @@ class Place:
         self.accept, self.clock, self.budget = Accept(), Clock(), Budget(budget)
         nothing: Any = None
         log = Log("test", "error")
+        self.admission = Admission(config.connections, Census(census.make(1), 0), self.clock)
         self.service = Service(
             config,
             config.listen[0],
@@ -65,6 +81,9 @@ class Place:
             Counters(),
             networks,
             self.budget,
+            self.admission,
+            Handshakes(),
+            Seldom(log),
             self.clock,
         )
         self.greenlets: list[gevent.Greenlet] = []
@@ -151,16 +170,46 @@ def test_a_client_that_drips_is_told_to_go() -> None:
 
 
 def test_a_content_that_drips_is_cut() -> None:
-    pace = Pace(0.0, must_login=False)
+    pace = Pace(0.0)
     now = 0.0
     while pace.left(now) > 0:
         now += 60.0
         pace.content(1, now)
     assert now < 2 * COMMAND_SECONDS
-    pace = Pace(0.0, must_login=False)
+    pace = Pace(0.0)
     for n in range(1000):  # 1,000 octets a second go on as long as they like
         pace.content(1000, float(n))
     assert pace.left(1000.0) > 200
+
+
+def test_commands_that_drip_in_for_ever_are_cut() -> None:
+    pace, now = Pace(0.0), 0.0
+    while pace.left(now) > 0:
+        now += COMMAND_SECONDS - 1
+        pace.progress(now)
+    assert now < MESSAGE_SECONDS + COMMAND_SECONDS
+    pace, now = Pace(0.0), 0.0
+    for _ in range(100):
+        now += COMMAND_SECONDS - 1
+        assert pace.left(now) > 0
+        pace.progress(now)
+        pace.message(now)
+    for _ in range(2 * int(MESSAGE_SECONDS)):  # a content at the slowest rate that is allowed takes as long as it takes
+        now += 1
+        pace.content(int(MIN_BYTES_PER_SECOND), now)
+    assert pace.left(now) > 0
+
+
+def test_who_is_refused_often_does_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    seldom = Seldom(Log("test"), clock)
+    for kind in ("address", "address", "network", "address"):
+        seldom.warning("connection refused", kind, client="192.0.2.1", reason=kind)
+    clock.now += LOG_SECONDS
+    seldom.warning("connection refused", "address", client="192.0.2.1", reason="address")
+    lines = capfd.readouterr().err.splitlines()
+    assert ['left_out":0' in line for line in lines] == [True, True, False]
+    assert 'left_out":2' in lines[2]
 
 
 def test_who_does_not_log_in_leaves() -> None:

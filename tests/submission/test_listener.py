@@ -1,0 +1,379 @@
+"""The listening side, over real sockets: who is let in, who is turned away, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import pathlib
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import msgspec
+import pytest
+from gevent import socket
+
+from ptt.config import Config
+from ptt.log import Log
+from ptt.metrics import Counters
+from ptt.net import handshakes
+from ptt.net.handshakes import Handshakes
+from ptt.net.memory import memory_pair
+from ptt.net.proxy import SIGNATURE
+from ptt.net.stream import ReadTimeout, Stream, StreamError, connect
+from ptt.net.tls import opportunistic_context, server_context
+from ptt.smtp.reply import Reply
+from ptt.submission import arrival, census, listener
+from ptt.submission.census import Census
+from ptt.submission.listener import Listener, listeners
+
+LONG = 5.0
+Start = Callable[..., "Place"]
+
+
+class Accept:
+    """Takes every message and keeps whom it came from."""
+
+    def __init__(self) -> None:
+        self.clients: list[str] = []
+
+    def offer(self, offer: Any) -> Reply:
+        self.clients.append(offer.envelope.client)
+        return Reply(250, "2.0.0", "queued")
+
+
+class Logins:
+    def verify(self, user: str, password: str) -> str:
+        return "ok" if password == "right" else "bad"
+
+
+class Place:
+    """A listener on a port of its own."""
+
+    def __init__(
+        self, context: ssl.SSLContext, connections: dict[str, Any], smtp: dict[str, Any], **listen: Any
+    ) -> None:
+        given = {"address": "127.0.0.1:0", "service": "relay", "tls": "none", "trusted": ["192.0.2.0/24"], **listen}
+        settings = {"hostname": "mail.example.org", "listen": [given], "connections": connections, "smtp": smtp}
+        config = msgspec.convert(settings, Config)
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(100)
+        self.accept, self.counters, self.sock = Accept(), Counters(), sock
+        self.clients: list[Any] = []
+        contexts: Any = type("Contexts", (), {"of": lambda _self, _listen: lambda: context})()
+        nothing: Any = None
+        log, counts = Log("test"), Census(census.make(1), 0)
+        self.listener: Listener = listeners(
+            config,
+            [(0, sock)],
+            contexts,
+            Logins(),
+            nothing,
+            self.accept,
+            log,
+            self.counters,
+            counts,  # type: ignore[arg-type]
+        )[0]
+        self.port = sock.getsockname()[1]
+        self.listener.start()
+
+    def connect(self) -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", self.port), timeout=LONG)
+        made.settimeout(LONG)
+        self.clients.append(made)
+        return made
+
+    def connect_tls(self, first: bytes = b"") -> Stream:
+        below = connect("127.0.0.1", self.port, LONG)
+        self.clients.append(below)
+        below.write(first, LONG)
+        return below.start_tls(opportunistic_context(), LONG, server_side=False)
+
+    def refused(self) -> dict[str, float]:
+        """How many, by reason."""
+        return {labels[1]: n for (name, labels), n in self.counters.counters.items() if name == "ptt_refused_total"}
+
+    def stop(self) -> None:
+        self.listener.drain(0.1)
+        self.listener.pool.kill(timeout=1)
+        for one in [self.sock, *self.clients]:
+            one.close()
+
+
+@pytest.fixture
+def start(certificates: dict[str, pathlib.Path]) -> Iterator[Start]:
+    context = server_context(str(certificates["mx"]), str(certificates["mx.key"]))
+    made: list[Place] = []
+
+    def make(connections: dict[str, Any] | None = None, smtp: dict[str, Any] | None = None, **listen: Any) -> Place:
+        made.append(Place(context, {"exempt": [], **(connections or {})}, smtp or {}, **listen))
+        return made[-1]
+
+    yield make
+    for place in made:
+        place.stop()
+
+
+def said(sock: socket.socket) -> bytes:
+    with contextlib.suppress(ConnectionResetError):
+        return sock.recv(4096)
+    return b""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        gevent.sleep(0.005)
+
+
+def send_mail(sock: socket.socket) -> bytes:
+    for line in (b"HELO me", b"MAIL FROM:<a@b.test>", b"RCPT TO:<c@d.test>", b"DATA", b"Subject: x\r\n\r\nx\r\n."):
+        sock.sendall(line + b"\r\n")
+        reply = said(sock)
+    return reply
+
+
+# -- proxies -------------------------------------------------------------------------------------------------------
+
+PROXIES = ["127.0.0.0/8"]
+V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4242 25\r\n"
+V2 = SIGNATURE + b"\x21\x11\0\x0c\xc0\0\2\x07\xc6\x33\x64\1\x10\x92\0\x19"
+
+
+@pytest.mark.parametrize("header", [V1, V2])
+def test_the_client_behind_a_proxy_is_the_client(start: Start, header: bytes) -> None:
+    place = start(proxies=PROXIES)
+    for size in (len(header), 1):
+        with place.connect() as client:
+            for at in range(0, len(header), size):
+                client.sendall(header[at : at + size])
+                gevent.sleep(0)
+            assert said(client).startswith(b"220 ")
+            assert send_mail(client).startswith(b"250 ")
+    assert place.accept.clients == ["192.0.2.7"] * 2
+
+
+def test_what_comes_behind_the_header_is_the_clients(start: Start) -> None:
+    place = start(proxies=PROXIES)
+    with place.connect() as client:
+        client.sendall(V1 + b"HELO me\r\nQUIT\r\n")
+        got = b""
+        while part := said(client):
+            got += part
+        assert [line[:3] for line in got.splitlines()] == [b"220", b"250", b"221"]
+
+
+def test_implicit_tls_behind_a_proxy(start: Start) -> None:
+    place = start(proxies=PROXIES, tls="implicit")
+    assert place.connect_tls(V2).read(4096, LONG).startswith(b"220 ")
+
+
+@pytest.mark.parametrize("start_of_it", [b"EHLO me\r\n", b"PROXY TCP4 x\r\n", SIGNATURE + b"\x99\0\0\0"])
+def test_a_proxy_without_its_header_is_not_served(start: Start, start_of_it: bytes) -> None:
+    place = start(proxies=PROXIES)
+    with place.connect() as client:
+        client.sendall(start_of_it)
+        assert said(client) == b""
+    assert place.refused() == {"proxy header": 1}
+
+
+def test_a_proxy_that_says_nothing_is_not_waited_for(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrival, "PROXY_SECONDS", 0.05)
+    place = start(proxies=PROXIES)
+    with place.connect() as client:
+        client.sendall(V1[:-1])
+        assert said(client) == b""
+    assert place.refused() == {"proxy header": 1}
+
+
+def test_only_proxies_may_connect(start: Start) -> None:
+    place = start(proxies=["192.0.2.0/24"])
+    with place.connect() as client:
+        assert said(client).startswith(b"554 5.7.1 ")
+    assert place.refused() == {"proxy": 1}
+
+
+def test_a_health_check_is_the_proxys(start: Start) -> None:
+    place = start({"per_address": 1}, proxies=PROXIES, greeting_delay=30)
+    for _ in range(3):
+        client = place.connect()
+        client.sendall(SIGNATURE + b"\x20\0\0\0")
+        assert said(client).startswith(b"220 ")
+
+
+def test_whom_a_proxy_does_not_name_is_not_trusted(start: Start) -> None:
+    place = start(proxies=PROXIES, trusted=PROXIES)
+    for header, code in ((b"PROXY UNKNOWN\r\n", b"550"), (SIGNATURE + b"\x20\0\0\0", b"250")):
+        with place.connect() as client:
+            client.sendall(header)
+            assert said(client).startswith(b"220 ")
+            client.sendall(b"HELO me\r\n")
+            said(client)
+            client.sendall(b"MAIL FROM:<a@b.test>\r\n")
+            assert said(client).startswith(code)
+
+
+def test_limits_are_for_the_real_client(start: Start) -> None:
+    place = start({"per_address": 1}, service="submission", tls="starttls", trusted=[], proxies=PROXIES)
+    held = []
+    for header, code in ((V1, b"220"), (V1, b"421 4.7.0"), (V1.replace(b".7", b".8"), b"220")):
+        client = place.connect()
+        client.sendall(header)
+        assert said(client).startswith(code)
+        held.append(client)
+    assert place.refused() == {"address": 1}
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_one_too_many_is_told_why(start: Start) -> None:
+    place = start({"per_address": 2}, service="submission", tls="starttls", trusted=[])
+    held = [place.connect(), place.connect()]
+    assert all(said(one).startswith(b"220 ") for one in held)
+    with place.connect() as client:
+        assert said(client) == b"421 4.7.0 too many connections from your address, try again later\r\n"
+        assert said(client) == b""
+    held.pop().close()
+    until(lambda: len(place.listener.sessions) == 1)
+    assert said(place.connect()).startswith(b"220 ")
+
+
+def test_trusted_networks_are_not_limited(start: Start) -> None:
+    place = start({"per_address": 1, "address_per_minute": 1}, trusted=PROXIES)
+    held = [place.connect() for _ in range(5)]
+    assert all(said(one).startswith(b"220 ") for one in held)
+
+
+def test_a_user_has_so_many_connections(start: Start) -> None:
+    place = start({"per_user": 1}, service="submission", tls="implicit", trusted=[])
+    found = []
+    for _ in range(2):
+        stream = place.connect_tls()
+        for line in (b"", b"EHLO me\r\n", b"AUTH PLAIN AG1lAHJpZ2h0\r\n"):
+            if line:
+                stream.write(line, LONG)
+            reply = stream.read(4096, LONG)
+        found.append((stream, reply))
+    assert found[0][1].startswith(b"235 ")
+    assert found[1][1].startswith(b"421 4.7.0 too many connections of this user")
+    assert place.refused() == {"user": 1}
+
+
+def test_a_full_worker_says_so(start: Start) -> None:
+    place = start(smtp={"max_connections": 2})
+    held = [place.connect(), place.connect()]
+    assert all(said(one).startswith(b"220 ") for one in held)
+    assert said(place.connect()).startswith(b"421 4.3.2 too many connections")
+    assert place.refused() == {"connections": 1}
+
+
+# -- the greeting --------------------------------------------------------------------------------------------------
+
+
+def test_who_talks_before_the_greeting_is_sent_away(start: Start) -> None:
+    place = start(greeting_delay=2)
+    with place.connect() as client:
+        client.sendall(b"EHLO me\r\n")
+        assert said(client).startswith(b"554 5.5.1 ")
+    assert place.refused() == {"early talker": 1}
+
+
+def test_who_waits_for_the_greeting_gets_it(start: Start) -> None:
+    place = start(greeting_delay=0.05, trusted=PROXIES)
+    with place.connect() as client:
+        began = time.monotonic()
+        assert said(client).startswith(b"220 ")
+        assert time.monotonic() - began >= 0.04
+        assert send_mail(client).startswith(b"250 ")
+    assert place.refused() == {}
+
+
+def test_a_drain_does_not_wait_for_those_who_wait(start: Start) -> None:
+    place = start(greeting_delay=30)
+    with place.connect() as client:
+        until(lambda: bool(place.listener.arriving))
+        began = time.monotonic()
+        place.listener.drain(5.0)
+        assert time.monotonic() - began < 2
+        assert said(client) == b""
+
+
+# -- acceptance ----------------------------------------------------------------------------------------------------
+
+
+def test_without_descriptors_the_listener_waits(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot be accepted stays in the backlog; trying again costs next to nothing."""
+    monkeypatch.setattr(listener, "ACCEPT_PAUSE", 0.02)
+    place = start(trusted=PROXIES)
+    tries = []
+
+    class Exhausted:
+        def accept(self) -> Any:
+            tries.append(time.monotonic())
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    real = place.listener.sock
+    said(place.connect())  # the listener is at its next accept
+    place.listener.sock = Exhausted()  # type: ignore[assignment]
+    place.connect()
+    until(lambda: bool(tries))
+    gevent.sleep(0.2)
+    assert 1 <= len(tries) <= 12
+    place.listener.sock = real
+    assert said(place.connect()).startswith(b"220 ")
+
+
+def test_a_crowd_of_new_clients_does_not_keep_an_old_one_waiting(start: Start) -> None:
+    place = start(trusted=PROXIES)
+    place.listener.drain(0.1)  # stops accepting; the crowd waits in the backlog
+    crowd = [place.connect() for _ in range(64)]
+    place.listener.start()
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        before = 0
+        while len(place.listener.pool) + len(place.listener.sessions) < 2 * len(crowd):
+            gevent.sleep(0)
+            now = len(place.listener.pool)
+            most, before = max(most, now - before), now
+
+    gevent.spawn(watch).get(timeout=LONG)
+    assert 0 < most <= 2 * listener.ACCEPT_BATCH
+    assert all(said(one).startswith(b"220 ") for one in crowd)
+
+
+# -- handshakes ----------------------------------------------------------------------------------------------------
+
+
+def test_so_many_handshakes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshakes, "PATIENCE_SECONDS", 0.1)
+    turns = Handshakes(2)
+    order: list[str] = []
+
+    def shake(name: str, timeout: float = LONG) -> None:
+        stream, _peer = memory_pair()
+        try:
+            with turns.turn(stream, timeout):
+                order.append(name)
+                stream.read(1, LONG)  # the client says nothing
+        except StreamError as e:
+            order.append(f"{name}: {type(e).__name__}")
+
+    running = [gevent.spawn(shake, name) for name in ("a", "b", "c")]
+    gevent.joinall(running[:1], timeout=LONG)
+    until(lambda: "c" in order)
+    assert order == ["a", "b", "a: PeerClosed", "c"]  # the oldest one had its patience
+    gevent.killall(running)
+
+
+def test_who_finds_no_room_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshakes, "PATIENCE_SECONDS", 0.03)
+    turns, (stream, _) = Handshakes(0), memory_pair()
+    with pytest.raises(ReadTimeout, match="no room"), turns.turn(stream, 0.05):
+        pass
