@@ -143,6 +143,7 @@ class Relay(_Section, frozen=True):
     on_maybe: Literal["retry", "hold"] = "retry"  # mail whose last attempt may have delivered it: hold for an operator
     retry: Retry = Retry()
 
+    delay_warning_seconds: Annotated[float, msgspec.Meta(ge=0)] = 14_400.0  # tell the sender that it waits; 0: never
 
 class Directory(_Section, frozen=True):
     """The git database of users, domains and aliases."""

@@ -22,7 +22,7 @@ from ptt.config import Config
 from ptt.log import Log
 from ptt.message import AT_ONCE, ENVELOPE, Envelope, Recipient, Schedule, Stage, new_id, show_id
 from ptt.metrics import Counters
-from ptt.relay.bounce import bounce
+from ptt.relay.bounce import Action, Given, notices, report
 from ptt.relay.delivery import Relay
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 from ptt.relay.retry import next_attempt
@@ -234,6 +234,7 @@ class Pipeline:
         if 0 < task.expires <= now:
             self._settle(task, envelope, [body], outcomes, Settle(task.message, task.number), expired=True)
             return
+        late = 0 < plan.warning_at(task, self.config, now) <= now
         due = now + plan.sign_retry_ms(task.attempts)
         what = {"reason": wait.reason, "detail": wait.detail, "retry_ms": due - now}
         self.log.warning("waits for its signature", **what, **plan.describe(task))
@@ -244,10 +245,10 @@ class Pipeline:
             due,
             plan.then_of(task.items, self.config, envelope.bounce),
             attempts=task.attempts + 1,
-            note=plan.note_of(outcomes, now, task.maybe, task.note),
+            note=plan.note_of(outcomes, now, task.maybe, task.note, late),
             maybe=task.maybe,
         )
-        self.spool.settle(Settle(task.message, task.number, [again]))
+        self._settle(task, envelope, [body], outcomes, Settle(task.message, task.number, [again]), late=late)
 
     def _mark(self, task: Task) -> None:
         self._dots.add((task.message, task.number))
@@ -269,9 +270,14 @@ class Pipeline:
         now = self.now_ms()
         attempts = task.attempts if task.stage == Stage.DELIVER else 0
         due = next_attempt(self.config.relay.retry, attempts, now, task.expires, self.rng)
-        settle = plan.settlement(task, outcomes, lane, prefix, due, now)
+        late = False
+        if due and any(isinstance(o, Deferred) for o in outcomes.values()):
+            warn = plan.warning_at(task, self.config, now)
+            late = 0 < warn <= now
+            due = min(due, warn) if warn > now else due  # an attempt then, as at the moment of expiry
+        settle = plan.settlement(task, outcomes, lane, prefix, due, now, late)
         self._count(task, outcomes, now)
-        self._settle(task, envelope, content, outcomes, settle, expired=not due)
+        self._settle(task, envelope, content, outcomes, settle, expired=not due, late=late)
 
     def _settle(
         self,
@@ -280,44 +286,42 @@ class Pipeline:
         content: list[bytes],
         outcomes: dict[int, Outcome],
         settle: Settle,
-        expired: bool,
+        expired: bool = False,
+        late: bool = False,
     ) -> None:
-        """Settle, with the bounce for those who failed, in one transaction."""
-        failures = plan.failures_of(task, outcomes, expired)
-        for failure in failures:
-            self._tell_failed(task, failure)
-        puts, bodies = [], []
-        if failures and (made := self._bounce(task, envelope, content, failures)):
-            puts, bodies = [made[0]], [made[1]]
-        result = self.spool.settle(
-            Settle(settle.message, settle.number, settle.tasks, settle.prefix, puts, settle.lease), bodies
-        )
+        """Settle, with the reports to the sender, in one transaction: so each event is reported once."""
+        found = notices(plan.recipients_of(task.items), outcomes, expired, late)
+        for recipient, outcome in found.get("failed", ()):
+            what = {"to": recipient.address, "peer": outcome.peer, "phase": outcome.phase, "reply": outcome.text}
+            self.log.warning("failed", **what, **plan.describe(task))
+        made = [self._report(task, envelope, content, action, given) for action, given in found.items()]
+        reports = [report for report in made if report is not None]
+        settle = msgspec.structs.replace(settle, puts=[put for put, _ in reports]) if reports else settle
+        result = self.spool.settle(settle, [body for _, body in reports])
         if not result.stored:
             self.log.warning("lease lost before it was settled", **plan.describe(task))
 
-    def _tell_failed(self, task: Task, failure: plan.Failure) -> None:
-        outcome = failure.outcome
-        what = {"to": failure.recipient.address, "peer": outcome.peer, "phase": outcome.phase, "reply": outcome.text}
-        self.log.warning("failed", **what, **plan.describe(task))
-
-    def _bounce(
-        self, task: Task, envelope: Envelope, content: list[bytes], failures: list[plan.Failure]
+    def _report(
+        self, task: Task, envelope: Envelope, content: list[bytes], action: Action, given: list[Given]
     ) -> tuple[NewMessage, bytes] | None:
-        """The bounce as a new message; None for mail that has no sender (RFC 5321 6.1)."""
+        """The report as a new message; None for mail that has no sender (RFC 5321 6.1), or where none is wanted."""
         shown = show_id(task.message)
         now = self.now_ms()
-        pairs = [(f.recipient, f.outcome) for f in failures]
-        made = bounce(envelope, shown, pairs, b"".join(content), self.config.hostname, now)
+        made = report(action, envelope, shown, given, b"".join(content), self.config.hostname, now, task.expires)
         if made is None:
-            self.counters.count("ptt_bounces_total", "discarded")
-            for failure in failures:
-                self.log.warning("bounce not sent", id=shown, to=failure.recipient.address, reason=failure.outcome.text)
+            if action == "failed":
+                self.counters.count("ptt_bounces_total", "discarded")
+                for recipient, outcome in given:
+                    self.log.warning("bounce not sent", id=shown, to=recipient.address, reason=outcome.text)
             return None
         about, recipient, body = made
         about = msgspec.structs.replace(about, signing_domain=self.signing_domain(self.config.hostname))
         id = new_id(now)
-        self.counters.count("ptt_bounces_total", "failure")
-        self.log.event("bounced", id=shown, bounce=show_id(id), to=envelope.sender, recipients=len(failures))
+        self.counters.count("ptt_bounces_total", action)
+        if action == "failed":
+            self.log.event("bounced", id=shown, bounce=show_id(id), to=envelope.sender, recipients=len(given))
+        else:
+            self.log.event("reported", id=shown, kind=action, report=show_id(id), to=envelope.sender)
         return plan.new_message(id, about, [recipient], len(body), self.config, now), body
 
     def _count(self, task: Task, outcomes: dict[int, Outcome], now: int) -> None:

@@ -23,6 +23,7 @@ from ptt.message import (
     Reply,
     Schedule,
     Stage,
+    attempts_of,
     decode_note,
     domain_of,
     encode,
@@ -30,19 +31,12 @@ from ptt.message import (
     show_id,
 )
 from ptt.relay.hop import LANE
-from ptt.relay.outcome import Deferred, Failed, Outcome
+from ptt.relay.outcome import Deferred, Outcome
 
 MAYBE_DELIVERED = "maybe delivered"
 """The policy that a note names when a task is held for it."""
 
 SIGN_RETRY_CEILING_MS = 60_000  # a key that is back or served again is used within a minute
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A recipient that will not be reached, for the bounce."""
-
-    recipient: Recipient
-    outcome: Failed | Deferred  # Deferred: the last word before it expired
 
 
 def lane_of(address: str, config: Config, bounce: bool = False) -> str:
@@ -140,37 +134,50 @@ def held(task: Task, now: int) -> Settle:
     return Settle(task.message, task.number, [again])
 
 
-def note_of(outcomes: Mapping[int, Outcome], now: int, maybe: bool = False, before: bytes = b"") -> bytes:
+def note_of(
+    outcomes: Mapping[int, Outcome], now: int, maybe: bool = False, before: bytes = b"", warned: bool = False
+) -> bytes:
     """The note of an attempt: its distinct replies, each with the recipients that it concerns.
 
-    ``before``: the note of the attempt before it.
+    ``before``: the note of the attempt before it. ``warned``: the sender is told of the delay now.
     """
+    former = decode_note(before)
     replies: dict[tuple[str, str, str, str], list[int]] = {}
     for item, outcome in outcomes.items():
         key = (outcome.text[:NOTE_REPLY_CHARS], outcome.phase, outcome.peer, outcome.tls)
         if key in replies or len(replies) < NOTE_REPLIES:
             replies.setdefault(key, []).append(item)
     said = [Reply(text, phase, peer, items, tls) for (text, phase, peer, tls), items in replies.items()]
-    return encode(Note(now, said, maybe, history_of(decode_note(before))))
+    warned = warned or (former is not None and former.warned)
+    return encode(Note(now, said, maybe, history_of(former), warned=warned))
 
 
-def failures_of(task: Task, outcomes: Mapping[int, Outcome], expired: bool) -> list[Failure]:
-    """The recipients that have failed for good: refused, or still deferred when the message expires."""
-    found = []
-    for id, recipient in recipients_of(task.items):
-        outcome = outcomes[id]
-        if isinstance(outcome, Failed) or (expired and isinstance(outcome, Deferred)):
-            found.append(Failure(recipient, outcome))
-    return found
+def warning_at(task: Task, config: Config, now: int) -> int:
+    """When the sender of a task that was deferred now is to be told that it waits; 0: never, or it was already.
+
+    Counted from the first attempt: mail that was held or postponed until then was not late.
+    """
+    before = decode_note(task.note)
+    if not config.relay.delay_warning_seconds or (before is not None and before.warned):
+        return 0
+    attempts = attempts_of(before)
+    return (attempts[0].times[0] if attempts else now) + int(config.relay.delay_warning_seconds * 1000)
 
 
 def settlement(
-    task: Task, outcomes: Mapping[int, Outcome], lane: str, prefix: bytes | None, due: int, now: int
+    task: Task,
+    outcomes: Mapping[int, Outcome],
+    lane: str,
+    prefix: bytes | None,
+    due: int,
+    now: int,
+    warned: bool = False,
 ) -> Settle:
     """What replaces a task after a delivery attempt in ``lane``: a task with the deferred recipients, or nothing.
 
     ``due``: when the deferred ones are tried again; 0 when the message has expired and they have failed too.
     ``prefix``: the signature field, when the task comes straight from stage SIGN and is not stored with it.
+    ``warned``: the sender is told of the delay.
     """
     left = [item for item in task.items if isinstance(outcomes[item.id], Deferred)] if due else []
     if not left:
@@ -183,7 +190,7 @@ def settlement(
         left,
         due,
         attempts=task.attempts + 1 if task.stage == Stage.DELIVER else 1,
-        note=note_of(deferred, now, maybe, task.note),
+        note=note_of(deferred, now, maybe, task.note, warned),
         maybe=maybe,
     )
     return Settle(task.message, task.number, [again], prefix)

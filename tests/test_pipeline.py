@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from ptt_queue.types import NewMessage, PutResult, Settle, SettleResult, Task
 
 from ptt.config import Config
 from ptt.log import Log
-from ptt.message import ENVELOPE, Envelope, Recipient, Stage
+from ptt.message import ENVELOPE, Attempt, Envelope, Note, Recipient, Stage, decode_note, encode
 from ptt.metrics import Counters
 from ptt.pipeline import Pipeline
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
@@ -221,3 +223,54 @@ def test_a_lease_whose_body_cannot_be_read_is_given_back() -> None:
     assert queue.given_back == [1]
     assert queue.settled == []
     assert made.held_bytes == 0
+
+
+ASKED = "SUCCESS,FAILURE,DELAY"
+
+
+def reported(relay: FakeRelay, notify: str, note: bytes = b"", signing: Signed | Wait = SIGNED) -> list[str]:
+    """The reports that go out with the settlement of one attempt, and whether the note remembers a warning."""
+    queue = FakeSpool()
+    anything: Any = queue
+    made = Pipeline(
+        Config(hostname="mail.b.test"),
+        anything,
+        FakeSigning(signing),  # type: ignore[arg-type]
+        relay,  # type: ignore[arg-type]
+        Log("t", "error", fd=-1),
+        Counters(),
+        clock=lambda: 100_000.0,
+    )
+    made.stopping = True
+    made.accept(ID, Envelope("a@b.test", 0, "b.test"), [Recipient("x@c.test", notify)], b"A: b\r\n\r\n")
+    made.stopping = False
+    assert queue.message is not None
+    made._start(msgspec.structs.replace(leased(queue.message, 0, True), note=note), b"A: b\r\n\r\n")
+    made.stop(5)
+    [(settle, bodies)] = queue.settled
+    assert len(settle.puts) == len(bodies)
+    actions = [re.findall(rb"\r\nAction: (\w+)", body)[0].decode() for body in bodies]
+    warned = [kept.warned for t in settle.tasks if (kept := decode_note(t.note))]
+    return [*actions, *("warned" for known in warned if known)]
+
+
+def waited(seconds: int, warned: bool = False) -> bytes:
+    attempt = Attempt([(100_000 - seconds) * 1000], "451 later", "MAIL", "mx", "", 1)
+    return encode(Note((100_000 - 60) * 1000, [], history=[attempt], warned=warned))
+
+
+def test_success_is_reported_where_the_peer_does_not() -> None:
+    assert reported(FakeRelay(lambda _: Delivered("250 ok")), ASKED) == ["relayed"]
+    assert reported(FakeRelay(lambda _: Delivered("250 ok", dsn=True)), ASKED) == []
+    assert reported(FakeRelay(lambda _: Delivered("250 ok")), "") == []
+
+
+@pytest.mark.parametrize("where", ["deliver", "sign"])
+def test_delay_is_reported_once(where: str) -> None:
+    relay = FakeRelay(lambda _: Deferred("451 later", "MAIL"))
+    waiting: Signed | Wait = SIGNED if where == "deliver" else Wait("no key for domain", "b.test")
+    assert reported(relay, "", waited(60), waiting) == []
+    assert reported(relay, "", waited(4 * 3600), waiting) == ["delayed", "warned"]
+    assert reported(relay, "DELAY", waited(4 * 3600), waiting) == ["delayed", "warned"]
+    assert reported(relay, "", waited(8 * 3600, warned=True), waiting) == ["warned"]
+    assert reported(relay, "FAILURE", waited(4 * 3600), waiting) == ["warned"]

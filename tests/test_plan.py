@@ -25,6 +25,7 @@ from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 
 ALL = Config(hostname="mail.example")
 RELAY = Config(hostname="mail.example", role="relay", relay=Relay(bounce_hop="signer.example:25"))
+NEVER_WARNS = Config(hostname="mail.example", relay=Relay(delay_warning_seconds=0))
 SUBMISSION = Config(hostname="mail.example", role="submission", relay=Relay(next_hop="signer.example:25"))
 
 
@@ -77,14 +78,12 @@ def test_what_is_left_after_an_attempt() -> None:
     note = decode_note(again.note)
     assert note is not None
     assert [(r.text, r.items) for r in note.replies] == [("451 later", [2])]
-    assert [f.recipient.address for f in plan.failures_of(task(items), outcomes, expired=False)] == ["c@x.test"]
 
 
-def test_an_expired_message_leaves_nothing_and_fails_what_was_deferred() -> None:
+def test_an_expired_message_leaves_nothing() -> None:
     items = plan.items_of(recipients("a@x.test"))
     outcomes: dict[int, Outcome] = {1: Deferred("451 later", "MAIL")}
     assert plan.settlement(task(items), outcomes, "x.test", None, due=0, now=10).tasks == []
-    assert len(plan.failures_of(task(items), outcomes, expired=True)) == 1
 
 
 def test_the_signature_is_stored_only_with_what_is_left() -> None:
@@ -142,3 +141,21 @@ def test_expiry_and_priority_cross_to_the_next_role() -> None:
     second = plan.new_message(b"j" * 12, crossed, recipients("x@c.test"), 10, ALL, 5_000)
     assert (second.tasks[0].due, second.expires, second.priority) == (5_000, 9_000, 2)
     assert plan.crossing(envelope, leased, "c.test").schedule == AT_ONCE
+
+
+def test_the_sender_is_told_of_a_delay_once_and_from_the_first_attempt_on() -> None:
+    items = plan.items_of(recipients("a@x.test"))
+    late: dict[int, Outcome] = {1: Deferred("451 later", "MAIL")}
+    four_hours = 4 * 3_600_000
+    first = task(items)
+    assert plan.warning_at(first, ALL, 1_000) == 1_000 + four_hours
+    [again] = plan.settlement(first, late, "x.test", None, due=9, now=1_000).tasks
+    second = Task(b"i" * 12, 4, 2, "x.test", items, 0, 1, again.note, False, False, b"", b"", 10, 0, 0, 1)
+    assert plan.warning_at(second, ALL, 5_000_000) == 1_000 + four_hours
+    assert plan.warning_at(second, NEVER_WARNS, 5_000_000) == 0
+    [told] = plan.settlement(second, late, "x.test", None, due=9, now=2_000, warned=True).tasks
+    third = Task(b"i" * 12, 5, 2, "x.test", items, 0, 2, told.note, False, False, b"", b"", 10, 0, 0, 1)
+    assert plan.warning_at(third, ALL, 9 * four_hours) == 0
+    [fourth] = plan.settlement(third, late, "x.test", None, due=9, now=3_000).tasks
+    assert (note := decode_note(fourth.note)) is not None
+    assert note.warned

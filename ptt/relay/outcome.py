@@ -33,6 +33,7 @@ class Delivered(msgspec.Struct, frozen=True):
     peer: str = ""  # "mx.example.org[192.0.2.1]:25"
     enhanced: str = ""  # RFC 3463, "2.0.0"
     tls: str = ""  # of the connection: "TLSv1.3 TLS_AES_256_GCM_SHA384", "" in clear
+    dsn: bool = False  # the peer offers DSN (RFC 3461): to report the success is its task
 
 
 class Deferred(msgspec.Struct, frozen=True):
@@ -65,11 +66,14 @@ _ABOUT_THE_MESSAGE = frozenset({"MAIL", "RCPT", "DATA", "end of DATA"})
 _TOO_MANY = frozenset({"", "5.5.3", "5.0.0"})  # enhanced codes under which 552 to RCPT is not about the mailbox
 
 
-def of_reply(reply: Reply, phase: str, peer: str) -> Outcome:
-    """The outcome of a recipient that ``reply`` in ``phase`` settled. Only the end of DATA can deliver."""
+def of_reply(reply: Reply, phase: str, peer: str, dsn: bool = False) -> Outcome:
+    """The outcome of a recipient that ``reply`` in ``phase`` settled. Only the end of DATA can deliver.
+
+    ``dsn``: the peer offers DSN.
+    """
     text = str(reply)[:MAX_TEXT]
     if reply.ok and phase == "end of DATA":
-        return Delivered(text, phase, peer, reply.enhanced)
+        return Delivered(text, phase, peer, reply.enhanced, dsn=dsn)
     too_many = reply.code == 552 and phase == "RCPT" and reply.enhanced in _TOO_MANY
     if reply.permanent and phase in _ABOUT_THE_MESSAGE and not too_many:
         return Failed(text, phase, peer, reply.enhanced or "5.0.0", reply=True)

@@ -128,7 +128,8 @@ class Connection:
         reused = self.messages > 0
         self.messages += 1
         if isinstance(event, MessageDone):
-            outcomes = [of_reply(r.reply, r.phase, self.target.peer) for r in event.results]
+            dsn = client.capabilities.dsn
+            outcomes = [of_reply(r.reply, r.phase, self.target.peer, dsn) for r in event.results]
             return Sent(outcomes, reused and _said_goodbye(event.results))
         if error is None:
             error = PeerClosed(event.reason if isinstance(event, Closed) else f"unexpected {event}")

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptt.message import Envelope, Recipient
-from ptt.relay.bounce import MAX_DETAILED, MAX_ORIGINAL, bounce
-from ptt.relay.outcome import Deferred, Failed
+from ptt.relay.bounce import MAX_DETAILED, MAX_ORIGINAL, bounce, notices, report
+from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 
 NOW = 1_700_000_000_000
 ENVELOPE = Envelope("me@example.net", NOW - 60_000, "example.net")
@@ -136,10 +136,89 @@ def test_eight_bits_pass() -> None:
 
 
 def test_international_addresses() -> None:
-    message, _, about = make(recipient=Recipient("jos\u00e9@example.org"), sender="\u00fc@example.net")
+    """RFC 6533: in UTF-8 where the sender's side knows SMTPUTF8."""
+    recipient = Recipient("jos\u00e9@example.org", orcpt="utf-8;\u00e9@example.org")
+    original = "Subject: gr\u00fc\u00df\r\n\r\nx\r\n".encode()
+    message, body, about = make(recipient=recipient, sender="\u00fc@example.net", original=original)
     assert about.smtputf8
-    assert parts(message)[1][1]["Final-Recipient"] == "utf-8;jos\\x{E9}@example.org"
-    assert "jos\u00e9@example.org" in parts(message)[0].get_content()
+    text, status, returned = message.iter_parts()
+    assert status.get_content_type() == "message/global-delivery-status"
+    assert "\r\nFinal-Recipient: utf-8;jos\u00e9@example.org\r\n".encode() in body
+    assert "\r\nOriginal-Recipient: utf-8;\u00e9@example.org\r\n".encode() in body
+    assert returned.get_content_type() == "message/global"
+    assert "jos\u00e9@example.org" in cast(EmailMessage, text).get_content()
+    message, body, about = make(recipient=recipient, smtputf8=True, ret="HDRS", original=original)
+    assert not about.smtputf8  # its own header and addresses are ASCII
+    assert [p.get_content_type() for p in message.iter_parts()][1:] == [
+        "message/global-delivery-status",
+        "message/global-headers",
+    ]
+
+
+def test_international_addresses_for_a_sender_who_may_not_know_them() -> None:
+    recipient = Recipient("jos\u00e9@example.org", orcpt="utf-8;\u00e9+@example.org")
+    message, _, about = make(recipient=recipient)
+    _, (_, status), _ = parts(message)
+    assert status["Final-Recipient"] == "utf-8;jos\\x{E9}@example.org"
+    assert status["Original-Recipient"] == "utf-8;\\x{E9}\\x{2B}@example.org"
+    assert not about.smtputf8
+
+
+YES = Delivered("250 2.1.5 taken", "end of DATA", "mx.example.org[192.0.2.1]:25", "2.1.5")
+LATER = Deferred("450 4.2.1 busy", "RCPT", "mx.example.org[192.0.2.1]:25", "4.2.1", reply=True)
+
+
+@pytest.mark.parametrize(
+    ("action", "outcome", "asked", "status", "words"),
+    [
+        ("delayed", LATER, "DELAY", "4.2.1", "You need not send it again"),
+        ("delayed", LATER, "", "4.2.1", "until Tue, 14 Nov 2023 22:14:20 +0000"),
+        ("relayed", YES, "SUCCESS", "2.1.5", "do not report deliveries"),
+        ("failed", LATER, "FAILURE", "4.2.1", "delivery time expired"),
+    ],
+)
+def test_reports_of_each_kind(action: Any, outcome: Outcome, asked: str, status: str, words: str) -> None:
+    envelope = msgspec.structs.replace(ENVELOPE, envid="e1")
+    recipient = Recipient("you@example.org", asked, "rfc822;first@example.org")
+    made = report(action, envelope, "0abc", [(recipient, outcome)], ORIGINAL, HOST, NOW, NOW + 60_000)
+    assert made is not None
+    message = cast(EmailMessage, email.message_from_bytes(made[2], policy=email.policy.SMTP))
+    assert not message.defects
+    text, (about, group), original = parts(message)
+    assert words in " ".join(text.get_content().split())
+    assert about["Original-Envelope-Id"] == "e1"
+    assert (group["Action"], group["Status"]) == (action, status)
+    assert group["Original-Recipient"] == "rfc822;first@example.org"
+    assert group["Remote-MTA"] == "dns; mx.example.org"
+    assert group["Diagnostic-Code"] == f"smtp; {outcome.text}"
+    assert (group["Will-Retry-Until"] is not None) == (action == "delayed")
+    whole = "message/rfc822" if action == "failed" else "text/rfc822-headers"
+    assert original.get_content_type() == whole
+
+
+@pytest.mark.parametrize("notify", ["", "NEVER", "FAILURE", "DELAY", "SUCCESS", "SUCCESS,FAILURE,DELAY"])
+def test_who_is_told_of_what(notify: str) -> None:
+    words = notify.split(",") if notify else ["FAILURE", "DELAY"]
+    recipient = Recipient("you@example.org", notify)
+    for action, outcome, word in (("failed", NO, "FAILURE"), ("delayed", LATER, "DELAY"), ("relayed", YES, "SUCCESS")):
+        made = report(action, ENVELOPE, "id", [(recipient, outcome)], ORIGINAL, HOST, NOW)  # type: ignore[arg-type]
+        assert (made is not None) == (word in words)
+        for changes in ({"sender": ""}, {"bounce": True}):
+            null = msgspec.structs.replace(ENVELOPE, **changes)
+            assert report(action, null, "id", [(recipient, outcome)], ORIGINAL, HOST, NOW) is None  # type: ignore[arg-type]
+
+
+def test_what_has_happened() -> None:
+    there = msgspec.structs.replace(YES, dsn=True)
+    wanted = [(n, Recipient(f"{n}@example.org", "SUCCESS,FAILURE,DELAY")) for n in range(1, 5)]
+    outcomes: dict[int, Outcome] = {1: YES, 2: there, 3: LATER, 4: NO}
+
+    def told(expired: bool, late: bool) -> dict[str, list[str]]:
+        return {k: [r.address[0] for r, _ in v] for k, v in notices(wanted, outcomes, expired, late).items()}
+
+    assert told(False, False) == {"relayed": ["1"], "failed": ["4"]}
+    assert told(False, True) == {"relayed": ["1"], "delayed": ["3"], "failed": ["4"]}
+    assert told(True, False) == {"relayed": ["1"], "failed": ["3", "4"]}
 
 
 HOSTILE = "550 a\r\nFinal-Recipient: rfc822;evil@example.org\r\n\r\n--=_0abc.x\r\n\x00\x1b[2J\u2028" + "long" * 500
