@@ -112,6 +112,23 @@ class Resolver:
         """
         return self._records(self._start(name, MX))
 
+    def mx_soon(self, name: str, seconds: float) -> list[tuple[int, str]]:
+        """As ``mx``, for who has little time: raises TemporaryFailure after ``seconds``, or at once when too many
+        questions are open. A question that was asked goes on, and its answer is cached.
+        """
+        waiting = self._ahead(name)
+        if isinstance(waiting, gevent.event.AsyncResult):
+            waiting.wait(seconds)
+            if not waiting.ready():
+                raise TemporaryFailure(f"{name}: no answer within {seconds:g} s")
+        if waiting is None:
+            raise TemporaryFailure(f"{name}: too many questions are open")
+        return self._records(waiting)
+
+    def ask_mx(self, name: str) -> None:
+        """Ask for what ``mx`` gives, without waiting for the answer. Nothing when too many questions are open."""
+        self._ahead(name)
+
     def addresses(self, host: str) -> list[str]:
         """Addresses of ``host``, IPv4 before IPv6, both looked up at once. Raises DnsError's kinds.
 
@@ -155,6 +172,11 @@ class Resolver:
             # The flight is a greenlet of its own: the death of a caller leaves no other caller waiting.
             flight = self._flights[key] = gevent.event.AsyncResult()
             self._pool.spawn(self._fly, key, flight)
+    def _ahead(self, name: str) -> _Outcome | gevent.event.AsyncResult | None:
+        """As ``_start`` for MX, but never waits for a place among the questions."""
+        key = (_canonical(name), MX)
+        return self._start(name, MX) if not self._pool.full() or key in self._flights else self._cache.get(key)
+
         return flight
 
     def _fly(self, key: _Key, flight: gevent.event.AsyncResult) -> None:

@@ -33,6 +33,7 @@ from ptt.submission import census  # noqa: E402
 from ptt.submission.accept import Accept  # noqa: E402
 from ptt.submission.census import Census  # noqa: E402
 from ptt.submission.listener import Contexts, Listener, listeners  # noqa: E402
+from ptt.submission.recipients import looks_up  # noqa: E402
 
 PUSH_SECONDS = 1.0
 
@@ -61,7 +62,8 @@ class Worker:
             rng=rng,
         )
         self.contexts = Contexts(config)
-        accept = Accept(config, self.pipeline, self.snapshot, log, self.counters)
+        lookup = resolver if looks_up(config) else None
+        accept = Accept(config, self.pipeline, self.snapshot, log, self.counters, lookup=lookup)
         logins = Logins(self.control, self.snapshot)
         sockets = [(index, socket.socket(fileno=fd)) for index, fd in child.listen]
         self.listeners: list[Listener] = listeners(

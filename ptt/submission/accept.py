@@ -19,6 +19,7 @@ from ptt.metrics import Counters
 from ptt.smtp.reply import Reply
 from ptt.spool import SpoolUnavailable
 from ptt.submission import headers, hygiene, policy
+from ptt.submission.recipients import Lookup, Recipients
 
 MAX_LOGGED_RECIPIENTS = 20  # of one message, so that a line of the log stays short
 MAX_EXPANDED = 10_000  # recipients of one message behind its aliases: the queue takes them in one request of 8 MiB
@@ -50,7 +51,9 @@ class Offer(msgspec.Struct):
 
 
 class Accept:
-    """``offer`` is called once for each message. ``clock``: seconds since the epoch."""
+    """``offer`` is called once for each message. ``clock``: seconds since the epoch. ``lookup``: None: DNS is not asked
+    about the recipients of users.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,9 @@ class Accept:
         log: Log,
         counters: Counters,
         clock: Callable[[], float] = time.time,
+        lookup: Lookup | None = None,
     ) -> None:
+        self.recipients = Recipients(directory, lookup)
         self.config = config
         self.queueing = queueing
         self.directory = directory

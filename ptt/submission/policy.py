@@ -44,6 +44,8 @@ class Directory(Protocol):
 
     def signing_domain(self, address_domain: str) -> str: ...
 
+    def our_domain(self, name: str) -> object | None: ...
+
 
 def sender(directory: Directory, user: str, address: str) -> Reply | None:
     """May this user use this reverse-path?

@@ -22,10 +22,8 @@ from ptt.metrics import Counters
 from ptt.net.handshakes import Handshakes
 from ptt.net.stream import MAX_READ, ReadTimeout, Stream, StreamError
 from ptt.net.tls import peer_roles
-from ptt.relay.hop import KEYWORD, decode
 from ptt.smtp import states
 from ptt.smtp.config import ServerConfig
-from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import (
     NEED_DATA,
     AuthAttempt,
@@ -41,7 +39,7 @@ from ptt.smtp.events import (
 from ptt.smtp.replies import AUTH_FAILED, LOCAL_ERROR, SHUTTING_DOWN, TIMED_OUT
 from ptt.smtp.reply import Reply
 from ptt.smtp.server import ServerSession
-from ptt.submission import policy
+from ptt.submission import policy, recipients, transaction
 from ptt.submission.accept import Accept, Offer
 from ptt.submission.admission import Admission, Seat
 from ptt.submission.admission import refusal as too_many
@@ -63,9 +61,6 @@ AUTH_BUSY = Reply(454, "4.7.0", "too many logins at once, try again later")
 NO_ROOM = Reply(421, "4.3.1", "too much mail is coming in at once, try again later")
 TOO_MANY_SENDERS = Reply(421, "4.7.0", "too many refused senders, closing connection")
 BAD_AUTHZID = Reply(535, "5.7.8", "one user cannot act as another")
-NOT_SIGNED_HERE = Reply(550, "5.7.1", "this signer does not sign for that domain")
-NO_HOP = Reply(550, "5.7.1", f"the parameter {KEYWORD} is missing: it says which domain signs")
-BAD_HOP = Reply(501, "5.5.4", "the envelope of the hop cannot be read")
 
 
 class Verifies(Protocol):
@@ -121,6 +116,7 @@ class Session:
         self._receiving = False  # a content is coming
         self._held = 0  # octets of it that count in the budget
         self._refused_senders = 0  # in a row
+        self._lookup_seconds = 0.0  # that the recipients of this message may still wait for DNS
 
     def serve(self) -> None:
         """Returns when the connection is closed. Raises nothing."""
@@ -191,6 +187,8 @@ class Session:
             self.service.log.warning("content refused", client=self.client, user=self.user, reply=str(NO_ROOM))
             self._say_goodbye(NO_ROOM)
             return False
+        if self.user and not self._receiving and data.count(b"\n") > 1:
+            self.service.accept.recipients.ahead(data)
         self.smtp.receive_data(data)
         return True
 
@@ -303,24 +301,12 @@ class Session:
     def _mail(self, event: MailFrom) -> Reply | None:
         self.envelope = None
         self.recipients = []
-        envelope = Envelope(
-            sender=event.address,
-            received=0,
-            user=self.user,
-            client=self.client,
-            helo=self.helo,
-            eightbit=event.params.body == "8BITMIME",
-            smtputf8=event.params.smtputf8,
-            ret=event.params.ret,
-            envid=event.params.envid,
-        )
+        self._lookup_seconds = recipients.LOOKUP_SECONDS
+        envelope = transaction.envelope(event, self.user, self.client, self.helo)
         if self.service.listen.service == "submission":
             refusal = policy.sender(self.service.directory, self.user, event.address)
         elif self.from_role:
-            carried = dict(event.params.extra).get(KEYWORD)
-            # A signer that is not told who signs would let the mail through unsigned.
-            without = NO_HOP if self.service.config.role == "signer" else None
-            envelope, refusal = self._carried(envelope, carried) if carried else (envelope, without)
+            envelope, refusal = transaction.from_role(envelope, event, self.service.config)
         else:
             refusal = None if self._is_trusted else policy.NO_RELAY
         if refusal is None:
@@ -334,24 +320,25 @@ class Session:
         self._refused_senders += 1
         return refusal if self._refused_senders < MAX_REFUSED_SENDERS else TOO_MANY_SENDERS
 
-    def _carried(self, envelope: Envelope, text: str) -> tuple[Envelope, Reply | None]:
-        """The envelope as the role before us sent it, with what its MAIL command says."""
-        try:
-            carried = decode(text)
-        except ProtocolError:
-            return envelope, BAD_HOP
-        allowed = self.service.config.signer.domains
-        if self.service.config.role == "signer" and allowed and carried.signing_domain not in ("", *allowed):
-            return envelope, NOT_SIGNED_HERE
-        return msgspec.structs.replace(carried, sender=envelope.sender, helo=self.helo, client=self.client), None
-
     def _rcpt(self, event: RcptTo) -> Reply | None:
-        to_null = bool(self.user and self.recipients and self.envelope and not self.envelope.sender)
-        if refusal := policy.recipient(event.address, notification=to_null):
+        if refusal := self._recipient_refusal(event.address):
             self.service.counters.count("ptt_refused_total", str(refusal.code), "recipient")
+            self.service.log.warning(
+                "recipient refused", client=self.client, user=self.user, to=event.address, reply=str(refusal)
+            )
             return refusal
         self.recipients.append(Recipient(event.address, event.params.notify, event.params.orcpt))
         return None
+
+    def _recipient_refusal(self, address: str) -> Reply | None:
+        notification = bool(self.user and self.recipients and self.envelope and not self.envelope.sender)
+        if (refusal := policy.recipient(address, notification)) or not self.user:
+            return refusal
+        began = self.service.clock()
+        try:
+            return self.service.accept.recipients.refusal(address, max(0.0, self._lookup_seconds))
+        finally:
+            self._lookup_seconds -= self.service.clock() - began
 
     def _complete(self, event: MessageComplete) -> Reply:
         envelope, self.envelope = self.envelope, None

@@ -329,6 +329,30 @@ def test_the_same_question_is_asked_once_at_a_time(fake: Callable[[Answers], str
     assert r._flights == {}
 
 
+def test_who_has_little_time_does_not_wait_but_the_question_goes_on(
+    fake: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_answer = gevent.event.Event()
+
+    def answers(query: Message) -> list[bytes]:
+        may_answer.wait(5)
+        return [answer(query, "x.test. 60 IN MX 10 mx.test.").to_wire()]
+
+    r = resolver(fake(answers))
+    with pytest.raises(TemporaryFailure, match="no answer within"):
+        r.mx_soon("x.test", 0.01)
+    flight = r._flights["x.test", dns.rdatatype.MX]
+    r.ask_mx("x.test")
+    monkeypatch.setattr(r._pool, "full", lambda: True)
+    with pytest.raises(TemporaryFailure, match="too many"):
+        r.mx_soon("y.test", 5)
+    r.ask_mx("y.test")
+    assert list(r._flights.values()) == [flight]
+    may_answer.set()
+    flight.wait(5)
+    assert r.mx_soon("x.test", 0) == [(10, "mx.test")]
+
+
 def test_an_answer_belongs_to_the_caller(fake: Callable[[Answers], str]) -> None:
     r = resolver(fake(lambda q: [answer(q, "x.test. 60 IN MX 10 mx.test.").to_wire()]))
     r.mx("x.test").clear()

@@ -90,9 +90,28 @@ def test_a_message_of_20_mib_passes(service: Any, named: Any, postfix_mx: Any) -
     assert dkim.verify(own_part(arrived), dnsfunc=txt_from(named))
 
 
-def test_null_mx_and_unknown_domain_bounce(service: Any, postfix_mx: Any) -> None:
+def test_null_mx_and_unknown_domain_are_told_at_once(service: Any, postfix_mx: Any) -> None:
+    token = "refused-at-rcpt"
+    client = service.client()
+    refused = client.sendmail(service.user, ["a@null.example.test", "b@nowhere.example.test", RECIPIENT], mail(token))
+    client.quit()
+    assert {address: (code, text[:6].split()[0]) for address, (code, text) in refused.items()} == {
+        "a@null.example.test": (556, b"5.1.10"),
+        "b@nowhere.example.test": (550, b"5.1.2"),
+    }
+    assert postfix_mx.wait(f"X-Token: {token}".encode())
+
+
+def test_null_mx_and_unknown_domain_bounce(
+    make_service: Callable[..., Any], peers: Callable[[Any], None], postfix_mx: Any
+) -> None:
+    """Behind an alias the submitter cannot be told at RCPT."""
     token = "bounce-me"
-    service.submit(["a@null.example.test", "b@nowhere.example.test", RECIPIENT], mail(token))
+    lost = ["a@null.example.test", "b@nowhere.example.test"]
+    service = make_service(peers, start=False)
+    service.ptt("alias", "add", "lost@example.test", *lost)
+    service.start()
+    service.submit(["lost@example.test", RECIPIENT], mail(token))
     assert postfix_mx.wait(f"X-Token: {token}".encode())
     bounces = [m for m in postfix_mx.wait(b"multipart/report", 2) if token.encode() in m]
     text = b"".join(bounces)
