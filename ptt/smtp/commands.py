@@ -32,7 +32,7 @@ def parse_mail(argument: str, config: ServerConfig) -> MailFrom:
     params = parse_mail_params(rest, config.mail_keywords)
     if not params.smtputf8 and not argument.isascii():
         raise ProtocolError.of(replies.NOT_INTERNATIONAL)
-    if params.body == "BINARYMIME":  # needs BDAT, RFC 3030 3
+    if params.body == "BINARYMIME" and not config.binarymime:
         raise ProtocolError.of(replies.NO_BINARY)
     return MailFrom(address, params)
 
@@ -47,6 +47,17 @@ def parse_rcpt(argument: str, config: ServerConfig, *, smtputf8: bool) -> RcptTo
     if not smtputf8 and not argument.isascii():
         raise ProtocolError.of(replies.NOT_INTERNATIONAL)
     return RcptTo(address, params)
+
+
+def parse_vrfy(argument: str, config: ServerConfig) -> None:
+    """RFC 5321 4.1.1.6, RFC 6531 3.7.4.2: ``VRFY string [SMTPUTF8]``. We tell nothing, but of its syntax."""
+    if not argument:
+        raise ProtocolError.of(replies.NEEDS_ARGUMENT)
+    utf8 = argument.upper().endswith(" SMTPUTF8")
+    if utf8 and not config.smtputf8:
+        raise ProtocolError.of(replies.NO_SMTPUTF8)
+    if not utf8 and not argument.isascii():
+        raise ProtocolError.of(replies.NOT_INTERNATIONAL)
 
 
 def parse_auth(argument: str, config: ServerConfig, *, tls: bool, authenticated: bool) -> tuple[str, bytes | None]:

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
+from collections.abc import Callable
 
-from ptt.smtp.dotstuff import MAX_TEXT_LINE
+from ptt.smtp.content import MAX_TEXT_LINE
 from ptt.smtp.reply import Reply
 from ptt.smtp.sasl import KNOWN_TO_SERVER
+
+
+@dataclasses.dataclass(frozen=True)
+class FutureRelease:
+    """RFC 4865: how long a message may be held back. ``clock``: seconds since the epoch."""
+
+    max_seconds: int
+    clock: Callable[[], float]
+
+    def keyword(self) -> str:
+        """The line of the EHLO reply: the longest interval, and the latest moment as it is now."""
+        latest = datetime.datetime.fromtimestamp(self.latest(), datetime.UTC)
+        return f"FUTURERELEASE {self.max_seconds} {latest:%Y-%m-%dT%H:%M:%SZ}"
+
+    def latest(self) -> int:
+        """The latest moment to which a message may be held, in seconds since the epoch."""
+        return int(self.clock()) + self.max_seconds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +51,11 @@ class ServerConfig:
     enhancedstatuscodes: bool = True
     smtputf8: bool = False
     dsn: bool = False
+    chunking: bool = False
+    binarymime: bool = False
+    limits: bool = False  # announce RCPTMAX (RFC 9422); the other two are not limited
+    future_release: FutureRelease | None = None
+    mt_priority: bool = False
     require_tls: bool = False  # 530 to everything but EHLO, STARTTLS, NOOP, RSET, QUIT before TLS (RFC 3207 4)
     require_auth: bool = False  # 530 to MAIL before AUTH (RFC 4954 6)
     extra_ehlo: tuple[str, ...] = ()  # further lines of the EHLO reply
@@ -41,6 +65,10 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if unknown := [m for m in self.auth if m not in KNOWN_TO_SERVER]:
             raise ValueError(f"SASL mechanisms {unknown} are not known")
+        if self.binarymime and not self.chunking:
+            raise ValueError("BINARYMIME needs CHUNKING")  # RFC 3030 3
+        if self.smtputf8 and not self.eightbitmime:
+            raise ValueError("SMTPUTF8 needs 8BITMIME")  # RFC 6531 3.1
 
     def ehlo_lines(self, *, tls: bool, authenticated: bool) -> list[str]:
         """The lines of the reply to EHLO, the host name first (RFC 5321 4.1.1.1)."""
@@ -55,6 +83,14 @@ class ServerConfig:
             lines.append("SMTPUTF8")
         if self.dsn:
             lines.append("DSN")
+        if self.chunking:
+            lines.append("CHUNKING")
+        if self.binarymime:
+            lines.append("BINARYMIME")
+        if self.limits:
+            lines.append(f"LIMITS RCPTMAX={self.max_recipients}")
+        if self.mt_priority:
+            lines.append("MT-PRIORITY")
         if self.enhancedstatuscodes:
             lines.append("ENHANCEDSTATUSCODES")
         if self.starttls and not tls:
@@ -81,6 +117,13 @@ class ServerConfig:
             for auth in both
         }
 
+    def hello(self, *, tls: bool, authenticated: bool) -> bytes:
+        """The reply to EHLO as bytes."""
+        if self.future_release is None:
+            return self.ehlo_wire[tls, authenticated]
+        lines = [*self.ehlo_lines(tls=tls, authenticated=authenticated), self.future_release.keyword()]
+        return Reply(250, "", "\n".join(lines)).encode()
+
     @functools.cached_property
     def mail_keywords(self) -> frozenset[str]:
         """The parameters of MAIL that are allowed."""
@@ -90,6 +133,9 @@ class ServerConfig:
             "SMTPUTF8": self.smtputf8,
             "RET": self.dsn,
             "ENVID": self.dsn,
+            "HOLDFOR": self.future_release is not None,
+            "HOLDUNTIL": self.future_release is not None,
+            "MT-PRIORITY": self.mt_priority,
             "AUTH": bool(self.auth),
         }
         return frozenset(k for k, on in offered.items() if on) | self.mail_parameters

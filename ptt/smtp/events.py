@@ -63,14 +63,23 @@ class RcptTo(NamedTuple):
 
 
 class MessageStart(NamedTuple):
-    """DATA with at least one recipient. *Decision*: accept() sends 354; refuse() ends the transaction."""
+    """DATA or the first BDAT, with at least one recipient. *Decision*: refuse() ends the transaction.
+
+    accept() sends 354 to DATA, and nothing to BDAT, whose octets are on their way already.
+    """
+
+    chunked: bool = False  # it is BDAT
 
 
 class MessageComplete(NamedTuple):
-    """The content is here, unstuffed, without the final dot. *Decision*: accept(reply) only when it is committed."""
+    """The content is here, unstuffed, without the final dot. *Decision*: accept(reply) only when it is committed.
 
-    chunks: list[bytes]  # joined they are the content: ends in CRLF, or is empty
+    Text is lines in CRLF without NUL, the last one ended too; only what came with BODY=BINARYMIME is any octets.
+    """
+
+    chunks: list[bytes]  # joined they are the content
     size: int  # octets
+    binary: bool = False  # BODY=BINARYMIME
 
 
 class StartTls(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptt.smtp.errors import ProtocolError
-from ptt.smtp.replies import BARE_IN_COMMAND, LINE_TOO_LONG
+from ptt.smtp.replies import BAD_CHUNK, BARE_IN_COMMAND, LINE_TOO_LONG
 
 
 class LineReader:
@@ -34,7 +34,8 @@ class LineReader:
         """The next line of at most ``limit`` octets, without its CRLF, or None when it is not complete yet.
 
         Raises ProtocolError with its reply, once for each line that is too long or has a bare CR, a bare LF or a
-        NUL. Such a line is skipped to its CRLF, so that both sides agree on where the next one begins.
+        NUL. Such a line is skipped to its CRLF, so that both sides agree on where the next one begins; if it is a
+        BDAT command they cannot, and the reply is BAD_CHUNK.
         """
         while True:
             buffer, start = self.buffer, self.pos
@@ -50,9 +51,9 @@ class LineReader:
                 continue
             if len(line) > limit:
                 bare = b"\n" in line[: limit + 1]  # the same answer as if it had come octet by octet
-                raise ProtocolError.of(BARE_IN_COMMAND if bare else LINE_TOO_LONG)
+                raise _broken(line, bare)
             if b"\n" in line or b"\r" in line or b"\0" in line:
-                raise ProtocolError.of(BARE_IN_COMMAND)
+                raise _broken(line, True)
             return line
 
     def _check_unfinished(self, limit: int) -> None:
@@ -60,9 +61,16 @@ class LineReader:
         skipping = self._skipping
         bare = not skipping and self.buffer.find(b"\n", self.pos, self.pos + limit + 1) >= 0
         long = not skipping and len(self.buffer) - self.pos > limit + 1  # 1: the CR may be there already
+        start = self.buffer[self.pos : self.pos + 4]
         if bare or long or skipping:
             self._skipping = True
             self.buffer = b"\r" if self.buffer.endswith(b"\r") else b""
             self.pos = 0
         if bare or long:
-            raise ProtocolError.of(BARE_IN_COMMAND if bare else LINE_TOO_LONG)
+            raise _broken(start, bare)
+
+
+def _broken(line: bytes, bare: bool) -> ProtocolError:
+    if line[:4].upper() == b"BDAT":
+        return ProtocolError.of(BAD_CHUNK)
+    return ProtocolError.of(BARE_IN_COMMAND if bare else LINE_TOO_LONG)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ptt.smtp.dotstuff import Fault
+from ptt.smtp.content import Fault
 from ptt.smtp.reply import Reply
 
 # For drivers: what they most often refuse with.
@@ -31,21 +31,28 @@ AUTH_NEEDS_TLS: Final = Reply(538, "5.7.11", "Encryption required for authentica
 BAD_SENDER: Final = Reply(501, "5.1.7", "Bad sender address syntax")
 BAD_RECIPIENT: Final = Reply(501, "5.1.3", "Bad recipient address syntax")
 NOT_INTERNATIONAL: Final = Reply(553, "5.6.7", "A non-ASCII address needs SMTPUTF8")
+NO_SMTPUTF8: Final = Reply(555, "5.5.4", "Parameter SMTPUTF8 not supported")
 NO_BINARY: Final = Reply(501, "5.5.4", "BODY=BINARYMIME is not supported")
+BINARY_BY_DATA: Final = Reply(503, "5.5.1", "BODY=BINARYMIME needs BDAT")
 
 # Limits: no mistakes, they do not count.
 TOO_MANY_RECIPIENTS: Final = Reply(452, "4.5.3", "Too many recipients")
 TOO_LARGE: Final = Reply(552, "5.3.4", "Message too large")
+NO_MISTAKE: Final = frozenset({TOO_MANY_RECIPIENTS, TOO_LARGE})
 FAULTS: Final = {
     Fault.BARE: Reply(550, "5.6.0", "Bare CR or LF in the message; lines end in CRLF"),
+    Fault.NUL: Reply(550, "5.6.0", "NUL in the message"),
     Fault.LONG_LINE: Reply(550, "5.6.0", "A line of the message is too long"),
     Fault.TOO_LARGE: TOO_LARGE,
 }
 
 # These end the session.
+BAD_CHUNK: Final = Reply(501, "5.5.4", "BDAT needs the count of its octets, closing connection")  # what follows would
+# be read as commands, although it may be content
 BEHIND_STARTTLS: Final = Reply(554, "5.5.1", "Bytes behind STARTTLS, closing connection")
 TOO_MANY_ERRORS: Final = Reply(421, "4.7.0", "Too many errors, closing connection")
 TOO_MANY_AUTH: Final = Reply(421, "4.7.0", "Too many failed authentications, closing connection")
+ENDS_SESSION: Final = {BAD_CHUNK: "BDAT without a count", BEHIND_STARTTLS: "bytes behind STARTTLS"}
 
 # The usual positive answers, written once: they are sent for every message.
 OK: Final = b"250 2.0.0 OK\r\n"

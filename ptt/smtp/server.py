@@ -14,36 +14,35 @@ driver answers with ``accept`` or ``refuse``. Nothing that a client sends makes 
             stream.write(session.data_to_send(), timeout)
             break
         elif isinstance(event, StartTls):
-            stream.write(session.data_to_send(), timeout)
-            stream = stream.start_tls(context, timeout, server_side=True)
+            stream = flush_and_start_tls(stream)
             session.tls_started()
         elif isinstance(event, AuthAttempt):
             session.accept() if verify(event.authcid, event.password) else session.refuse(replies.AUTH_FAILED)
         elif isinstance(event, AuthStep):                     # where the configuration offers such a mechanism
             session.challenge(challenge_to(event.response)) # or accept, or refuse
-        elif isinstance(event, MailFrom):
-            envelope = new_envelope(event); session.accept()
         elif isinstance(event, RcptTo):
             session.accept() if welcome(event.address) else session.refuse(Reply(550, "5.1.1", "No such user"))
         elif isinstance(event, MessageComplete):
             session.accept(Reply(250, "2.0.0", f"queued as {put(envelope, event.chunks)}"))
-        else:                                                 # Hello, MessageStart
+        else:                                                 # Hello, MailFrom, MessageStart
             session.accept()
 
-A new ``MailFrom`` replaces whatever the driver had gathered before; RSET and EHLO need no event of their own. To ask
-for the next event while a decision is open, or to answer without one, is a mistake of the driver: RuntimeError.
+What a session refuses without asking is counted in ``session.conduct``. A new ``MailFrom`` replaces whatever the driver
+had gathered before; RSET and EHLO need no event of their own. To ask for the next event while a decision is open, or to
+answer without one, is a mistake of the driver: RuntimeError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from ptt.smtp import replies, sasl, states
 from ptt.smtp.authentication import ServerAuth, ServerNext
-from ptt.smtp.commands import no_argument, parse_auth, parse_hello, parse_mail, parse_rcpt
+from ptt.smtp.chunking import parse_bdat
+from ptt.smtp.commands import parse_auth
+from ptt.smtp.conduct import FOREIGN, Conduct
 from ptt.smtp.config import ServerConfig
-from ptt.smtp.dotstuff import Unstuffer
+from ptt.smtp.content import Content
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import (
     NEED_DATA,
@@ -59,24 +58,14 @@ from ptt.smtp.events import (
     ServerEvent,
     StartTls,
 )
+from ptt.smtp.handlers import ACCEPTED, HANDLERS, following_state
+from ptt.smtp.intake import Intake, Taken
 from ptt.smtp.lines import LineReader
 from ptt.smtp.reply import Reply
-from ptt.smtp.states import TRANSITIONS, State, Verb, out_of_sequence
+from ptt.smtp.states import VERBS, State, Verb
 
-MAX_LINE: Final = 510  # octets without CRLF of a command: RFC 5321 4.5.3.1.4
 MAX_PARAMETER_LINE: Final = 2046  # of MAIL, RCPT and AUTH, to which extensions add (RFC 1870, 3461, 4954, 6531)
 MAX_AUTH_LINE: Final = 12_286  # of a SASL response: RFC 4954 4
-MAX_IDLE_COMMANDS: Final = 100  # NOOP, VRFY, HELP since the last message; Postfix: smtpd_junk_command_limit
-_FOREIGN: Final = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"})  # a browser or a proxy: close
-
-_ACCEPTED: Final[dict[type, bytes]] = {
-    AuthAttempt: replies.AUTHENTICATED,
-    AuthStep: replies.AUTHENTICATED,
-    MailFrom: replies.SENDER_OK,
-    RcptTo: replies.RECIPIENT_OK,
-    MessageStart: replies.START_MAIL,
-    MessageComplete: replies.MESSAGE_OK,
-}
 
 
 class ServerSession:
@@ -89,17 +78,18 @@ class ServerSession:
         self.authenticated = authenticated
         self.state = states.START
         self.recipients = 0  # accepted in this transaction
+        self.smtputf8 = False  # MAIL had SMTPUTF8
+        self.binary = False  # MAIL had BODY=BINARYMIME
         self._in = LineReader()
         self._out = [config.greeting_wire]
         self._pending: ServerEvent | None = None  # the decision that the driver owes
         self._following = states.START  # the state if it is accepted
-        self._body: Unstuffer | None = None
+        self.conduct = Conduct(config.max_errors)
+        self._intake = Intake()
+        self._chunk_refused = False  # those behind it were sent before that was seen
         self._auth_exchange = ServerAuth()
-        self._utf8 = False  # MAIL had SMTPUTF8
         self._eof = False
         self._reason = ""
-        self._errors = 0
-        self._idle = 0
 
     # --- what the driver calls ------------------------------------------------------------------------------
 
@@ -122,6 +112,16 @@ class ServerSession:
         return data
 
     @property
+    def receiving(self) -> bool:
+        """Is a content on its way, or part of it in memory?"""
+        return self._intake.active
+
+    @property
+    def unread(self) -> bool:
+        """Have bytes been fed that are not taken yet?"""
+        return not self._in.empty
+
+    @property
     def unsent(self) -> int:
         """How many replies wait for ``data_to_send``."""
         return len(self._out)
@@ -133,7 +133,7 @@ class ServerSession:
         while True:
             state = self.state
             event: ServerEvent | NeedData | None
-            if state is states.DATA:
+            if state is states.DATA or state is states.CHUNK:
                 event = self._take_content()
             elif state is states.CLOSED:
                 return Closed(self._reason)
@@ -151,30 +151,40 @@ class ServerSession:
         event = self._answered()
         kind = type(event)
         self.state = self._following
-        if kind is MessageStart:
-            self._body = Unstuffer(self.config.max_message_bytes, self.config.max_text_line)
+        if isinstance(event, MessageStart):
+            content = Content(self.config.max_message_bytes, self.config.max_text_line, binary=self.binary)
+            if event.chunked:
+                self._intake.by_chunk(content)
+                return
+            self._intake.by_data(content)
         elif kind is RcptTo:
             self.recipients += 1
         elif isinstance(event, MailFrom):
             self.recipients = 0
-            self._utf8 = event.params.smtputf8
+            self.smtputf8 = event.params.smtputf8
+            self.binary = event.params.body == "BINARYMIME"
+            self._chunk_refused = False
         elif kind is MessageComplete:
-            self._idle = 0
+            self.conduct.message()
         elif kind is AuthAttempt or kind is AuthStep:
             self.authenticated = True
         if reply is not None:
             self._out.append(reply.encode())
         elif isinstance(event, Hello):
-            wire = self.config.ehlo_wire[self.tls, self.authenticated] if event.ehlo else self.config.helo_wire
-            self._out.append(wire)
+            self._intake.drop()
+            hello = self.config.hello(tls=self.tls, authenticated=self.authenticated)
+            self._out.append(hello if event.ehlo else self.config.helo_wire)
         else:
-            self._out.append(_ACCEPTED[kind])
+            self._out.append(ACCEPTED[kind])
 
     def refuse(self, reply: Reply) -> None:
         """Say no to the last event. With code 421 the session ends (RFC 5321 3.8)."""
         event = self._answered()
         if reply.code == 421:
             self._close(reply, "refused")
+            return
+        if isinstance(event, MessageStart) and event.chunked:
+            self._skip_chunk(reply, states.READY)
             return
         self._out.append(reply.encode())
         if isinstance(event, MessageStart | MessageComplete):
@@ -220,117 +230,112 @@ class ServerSession:
 
     def _command(self, line: bytes) -> ServerEvent | None:
         name, _, rest = line.partition(b" ")
-        known = _COMMANDS.get(name.upper())
-        if known is None:
-            if name.upper() in _FOREIGN:
-                self._errors = self.config.max_errors
-            raise ProtocolError.of(replies.UNKNOWN_COMMAND)
-        verb, handler = known
-        if len(line) > MAX_LINE and verb not in states.TAKES_PARAMETERS:
-            raise ProtocolError.of(replies.LINE_TOO_LONG)
-        if self.config.require_tls and not self.tls and verb in states.ONLY_UNDER_TLS:
-            raise ProtocolError.of(replies.TLS_FIRST)
-        following = TRANSITIONS.get((self.state, verb))
-        if following is None:
-            raise ProtocolError.of(Reply(503, "5.5.1", out_of_sequence(self.state, verb)))
+        verb = VERBS.get(name.upper())
+        if verb is None:
+            raise self._unknown(name.upper())
+        if verb is Verb.BDAT:
+            return self._bdat(rest, len(line))
+        following = following_state(self, verb, len(line))
         try:
             argument = rest.strip(b" ").decode("utf-8")
         except UnicodeDecodeError:
             raise ProtocolError.of(replies.NOT_UTF8) from None
-        return handler(self, argument, following)
+        if verb is Verb.AUTH:
+            return self._auth(argument, following)
+        outcome = HANDLERS[verb](self, argument)
+        if isinstance(outcome, bytes):
+            self._answer(verb, outcome, following)
+            return None
+        if isinstance(outcome, StartTls):
+            self._out.append(replies.GO_AHEAD_TLS)
+            self.state = following
+            return outcome
+        return self._ask(outcome, following)
+
+    def _unknown(self, name: bytes) -> ProtocolError:
+        if name in FOREIGN:
+            self.conduct.foreign()
+        return ProtocolError.of(replies.BAD_CHUNK if name.startswith(b"BDAT") else replies.UNKNOWN_COMMAND)
+
+    def _answer(self, verb: Verb, wire: bytes, following: State) -> None:
+        """A command that needs no decision."""
+        self._out.append(wire)
+        if verb is Verb.QUIT:
+            self._close(None, "QUIT")
+            return
+        self.state = following
+        if verb is Verb.RSET:
+            self._intake.drop()
+        else:
+            self._count_idle()
+
+    def _count_idle(self, when: bool = True) -> None:
+        """A command that brings nothing on was answered."""
+        if when and (why := self.conduct.idle()):
+            self._out.pop()
+            self._close(replies.TOO_MANY_ERRORS, why)
 
     def _take_content(self) -> ServerEvent | NeedData | None:
-        body, source = self._body, self._in
-        if body is None or source.empty:
+        taken = self._intake.take(self._in)
+        if taken is Taken.MORE:
             return NEED_DATA
-        end = body.feed(source.buffer, source.pos)
-        if end < 0:
-            source.clear()
-            return NEED_DATA
-        source.pos = end
-        self._body = None
-        if body.fault is not None:
+        if isinstance(taken, Content):
+            return self._complete(taken)
+        if isinstance(taken, Reply):
+            self.state = self._following
+            self._chunk_refusal(taken)
+        else:
+            self.state = states.CHUNKED
+            self._out.append(replies.OK)
+            self._count_idle(when=not self._intake.chunk.octets)
+        return None
+
+    def _complete(self, content: Content) -> ServerEvent | None:
+        """All of a content is here."""
+        if content.fault is not None:
             self.state = states.READY
-            self._out.append(replies.FAULTS[body.fault].encode())
+            self._chunk_refused = True
+            self._refuse(replies.FAULTS[content.fault], content.fault.value)
             return None
         self.state = states.COMPLETE
-        return self._ask(MessageComplete(body.chunks, body.size), states.READY)
+        return self._ask(MessageComplete(content.chunks, content.size, content.binary), states.READY)
 
-    # --- commands: each answers, raises ProtocolError with the answer, or asks the driver -------------------
+    # --- BDAT (RFC 3030): whatever becomes of a chunk, its octets are never read as commands ------------------
 
-    def _ehlo(self, argument: str, following: State) -> ServerEvent | None:
-        return self._ask(parse_hello(argument, ehlo=True), following)
-
-    def _helo(self, argument: str, following: State) -> ServerEvent | None:
-        return self._ask(parse_hello(argument, ehlo=False), following)
-
-    def _mail(self, argument: str, following: State) -> ServerEvent | None:
-        if self.config.require_auth and not self.authenticated:
-            raise ProtocolError.of(replies.AUTH_FIRST)
-        mail = parse_mail(argument, self.config)
-        if mail.params.size is not None and mail.params.size > self.config.max_message_bytes:
-            self._out.append(replies.TOO_LARGE.encode())
+    def _bdat(self, argument: bytes, length: int) -> ServerEvent | None:
+        chunk = parse_bdat(argument)
+        if chunk is None:
+            raise ProtocolError.of(replies.BAD_CHUNK)
+        self._intake.chunk = chunk
+        try:
+            if not self.config.chunking:
+                raise ProtocolError.of(replies.NOT_OFFERED)
+            following_state(self, Verb.BDAT, length)
+        except ProtocolError as error:
+            after = states.READY if self.state is states.CHUNKED else self.state  # what was taken is given up
+            self._skip_chunk(error.reply or replies.UNKNOWN_COMMAND, after)
             return None
-        return self._ask(mail, following)
-
-    def _rcpt(self, argument: str, following: State) -> ServerEvent | None:
-        recipient = parse_rcpt(argument, self.config, smtputf8=self._utf8)
-        if self.recipients >= self.config.max_recipients:
-            self._out.append(replies.TOO_MANY_RECIPIENTS.encode())  # RFC 5321 4.5.3.1.10
-            return None
-        return self._ask(recipient, following)
-
-    def _data(self, argument: str, following: State) -> ServerEvent | None:
-        no_argument(argument)
-        return self._ask(MessageStart(), following)
-
-    def _rset(self, argument: str, following: State) -> ServerEvent | None:
-        no_argument(argument)
-        self._out.append(replies.OK)
-        self.state = following
+        if not self._intake.further_chunk():
+            return self._ask(MessageStart(chunked=True), states.CHUNK)
+        self.state = states.CHUNK
         return None
 
-    def _noop(self, _argument: str, _following: State) -> ServerEvent | None:
-        return self._idle_command(replies.OK)
+    def _skip_chunk(self, refusal: Reply, following: State) -> None:
+        """Read the octets of the chunk that was announced, throw them away, and only then refuse it."""
+        self._intake.skip_chunk(refusal)
+        self._following = following
+        self.state = states.CHUNK
 
-    def _vrfy(self, argument: str, _following: State) -> ServerEvent | None:
-        if not argument:
-            raise ProtocolError.of(replies.NEEDS_ARGUMENT)
-        return self._idle_command(replies.CANNOT_VERIFY)
-
-    def _help(self, _argument: str, _following: State) -> ServerEvent | None:
-        return self._idle_command(replies.HELP)
-
-    def _idle_command(self, wire: bytes) -> ServerEvent | None:
-        self._idle += 1
-        if self._idle > MAX_IDLE_COMMANDS:
-            self._close(replies.TOO_MANY_ERRORS, "too many idle commands")
+    def _chunk_refusal(self, reply: Reply) -> None:
+        """Only the first one of a transaction is a mistake: the next were sent before it was seen (RFC 3030 2)."""
+        if self._chunk_refused:
+            self._refuse(reply)
+            self._count_idle(when=not self._intake.chunk.octets)
         else:
-            self._out.append(wire)
-        return None
+            self._chunk_refused = True
+            self._error(reply)
 
-    def _expn(self, _argument: str, _following: State) -> ServerEvent | None:
-        raise ProtocolError.of(replies.NOT_OFFERED)
-
-    def _quit(self, argument: str, _following: State) -> ServerEvent | None:
-        no_argument(argument)
-        self._out.append(replies.BYE)
-        self._close(None, "QUIT")
-        return None
-
-    def _starttls(self, argument: str, following: State) -> ServerEvent | None:
-        """RFC 3207. What is in the buffer behind it came in clear: it is never executed, the session ends."""
-        no_argument(argument)
-        if self.tls:
-            raise ProtocolError.of(replies.TLS_ACTIVE)
-        if not self.config.starttls:
-            raise ProtocolError.of(replies.NOT_OFFERED)
-        if not self._in.empty:
-            self._close(replies.BEHIND_STARTTLS, "bytes behind STARTTLS")
-            return None
-        self._out.append(replies.GO_AHEAD_TLS)
-        self.state = following
-        return StartTls()
+    # --- AUTH -----------------------------------------------------------------------------------------------
 
     def _auth(self, argument: str, following: State) -> ServerEvent | None:
         mechanism, initial = parse_auth(argument, self.config, tls=self.tls, authenticated=self.authenticated)
@@ -367,34 +372,22 @@ class ServerSession:
         return event
 
     def _error(self, reply: Reply) -> None:
-        """Answer a mistake of the client; one too many ends the session (RFC 5321 4.3.2 allows 421 at any time)."""
-        self._errors += 1
-        if self._errors >= self.config.max_errors:
-            self._close(replies.TOO_MANY_ERRORS, "too many errors")
+        """Answer a mistake of the client; it may be the last one."""
+        reply, why = self.conduct.mistake(reply)
+        if why:
+            self._close(reply, why)
         else:
             self._out.append(reply.encode())
+
+    def _refuse(self, reply: Reply, reason: str = "") -> None:
+        """Say no without asking the driver."""
+        self.conduct.refused(reply, reason)
+        self._out.append(reply.encode())
 
     def _close(self, reply: Reply | None, reason: str) -> None:
         if reply is not None:
             self._out.append(reply.encode())
         self._in.clear()
-        self._body = None
+        self._intake.drop()
         self._reason = reason
         self.state = states.CLOSED
-
-
-_COMMANDS: Final[dict[bytes, tuple[Verb, Callable[[ServerSession, str, State], ServerEvent | None]]]] = {
-    b"EHLO": (Verb.EHLO, ServerSession._ehlo),
-    b"HELO": (Verb.HELO, ServerSession._helo),
-    b"STARTTLS": (Verb.STARTTLS, ServerSession._starttls),
-    b"AUTH": (Verb.AUTH, ServerSession._auth),
-    b"MAIL": (Verb.MAIL, ServerSession._mail),
-    b"RCPT": (Verb.RCPT, ServerSession._rcpt),
-    b"DATA": (Verb.DATA, ServerSession._data),
-    b"RSET": (Verb.RSET, ServerSession._rset),
-    b"NOOP": (Verb.NOOP, ServerSession._noop),
-    b"VRFY": (Verb.VRFY, ServerSession._vrfy),
-    b"EXPN": (Verb.EXPN, ServerSession._expn),
-    b"HELP": (Verb.HELP, ServerSession._help),
-    b"QUIT": (Verb.QUIT, ServerSession._quit),
-}

@@ -23,8 +23,10 @@ from ptt.smtp import (
     ServerSession,
     states,
 )
+from ptt.smtp.conduct import MAX_IDLE_COMMANDS
+from ptt.smtp.handlers import MAX_LINE
 from ptt.smtp.replies import SHUTTING_DOWN
-from ptt.smtp.server import MAX_AUTH_LINE, MAX_IDLE_COMMANDS, MAX_LINE, MAX_PARAMETER_LINE
+from ptt.smtp.server import MAX_AUTH_LINE, MAX_PARAMETER_LINE
 
 MESSAGE = b"EHLO c\r\nMAIL FROM:<a@b.org>\r\nRCPT TO:<c@d.org>\r\nDATA\r\nSubject: x\r\n\r\n..x\r\n.\r\nQUIT\r\n"
 

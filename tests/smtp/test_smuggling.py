@@ -26,6 +26,9 @@ BARE = [
     b"\r\n\x00.\n",
     b"\n\r\n.\n\r",
     b"\r\n.\n\r\n",
+    b"\r\n.\0\r\n",
+    b"\r\n\0.\r\n",
+    b"\0",
 ]
 
 
@@ -43,9 +46,7 @@ def test_a_false_end_refuses_the_message(end: bytes, feed_all_ways: Callable[...
     assert replies[-2].startswith(b"221")
 
 
-@pytest.mark.parametrize(
-    "end", [b"\r\n..\r\n", b"\r\n.\x00\r\n", b"\r\n. \r\n", b"\r\n.\t\r\n", b"\r\n\x00.\r\n"], ids=repr
-)
+@pytest.mark.parametrize("end", [b"\r\n..\r\n", b"\r\n. \r\n", b"\r\n.\t\r\n", b"\r\n.\x01\r\n"], ids=repr)
 def test_what_only_looks_like_an_end_is_content(end: bytes, feed_all_ways: Callable[..., Any]) -> None:
     served = feed_all_ways(BEFORE + end + SMUGGLED + AFTER)
     messages = [e for e in served.events if isinstance(e, bytes)]
