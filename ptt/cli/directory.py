@@ -24,7 +24,7 @@ from ptt.directory.edit import Edit, EditError, Tree, added, apply, changed, rem
 from ptt.directory.passwords import generate_password, hash_password, scram_verifier
 from ptt.directory.records import Alias, Domain, Record, User
 from ptt.directory.repository import Author, Repository, RepositoryError
-from ptt.directory.schema import Kind, Mistake, Place, parse, path_of, place_of
+from ptt.directory.schema import FLAT, Kind, Mistake, Place, parse, path_of, place_of
 from ptt.smtp.saslprep import MAX_PASSWORD_BYTES, prepare
 
 
@@ -54,7 +54,7 @@ def domain() -> None:
 
 _stdin_option = click.option("--password-stdin", is_flag=True, help="read the password, one line, from standard input")
 _generate_option = click.option("--generate", is_flag=True, help="make a random password and print it once")
-_json_option = click.option("--json", "as_json", is_flag=True, help="one JSON array")
+json_option = click.option("--json", "as_json", is_flag=True, help="one JSON array")
 
 
 @user.command("add")
@@ -65,10 +65,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="one JSON ar
 @click.pass_obj
 def user_add(shared: Shared, name: str, password_stdin: bool, generate: bool, addresses: tuple[str, ...]) -> None:
     """Add a user."""
-    place = _place("user", name)
+    place = place_named("user", name)
     password = _password(password_stdin, generate)
     record = User(hash_password(password), scram_verifier(password), False, tuple(names.fold(a) for a in addresses))
-    _commit(shared, lambda tree: added(tree, place, record), f"user: add {place.name}", f"added user {place.name}")
+    commit_edit(shared, lambda tree: added(tree, place, record), f"user: add {place.name}", f"added user {place.name}")
     _show_generated(password, generate)
 
 
@@ -79,11 +79,11 @@ def user_add(shared: Shared, name: str, password_stdin: bool, generate: bool, ad
 @click.pass_obj
 def user_passwd(shared: Shared, name: str, password_stdin: bool, generate: bool) -> None:
     """Change a user's password."""
-    place = _place("user", name)
+    place = place_named("user", name)
     password = _password(password_stdin, generate)
     keys = {"password": hash_password(password), "scram": scram_verifier(password)}
     edit: Edit = lambda tree: changed(tree, place, **keys)  # noqa: E731
-    _commit(shared, edit, f"user: change the password of {place.name}", f"changed the password of {place.name}")
+    commit_edit(shared, edit, f"user: change the password of {place.name}", f"changed the password of {place.name}")
     _show_generated(password, generate)
 
 
@@ -96,18 +96,18 @@ def user_address(shared: Shared, name: str, more: tuple[str, ...], less: tuple[s
     """Change the senders that a user may use beside the own address."""
     if not more and not less:
         raise click.UsageError("say what: --add ADDRESS, --remove ADDRESS")
-    place = _place("user", name)
+    place = place_named("user", name)
     added_now, removed_now = ([names.fold(address) for address in given] for given in (more, less))
 
     def edit(tree: Tree) -> dict[str, bytes | None]:
-        record = _record(tree, place)
+        record = record_at(tree, place)
         before = [names.fold(address) for address in record.addresses] if isinstance(record, User) else []
         if missing := [address for address in removed_now if address not in before]:
             raise EditError(f"{place.name} has no address {', '.join(missing)}")
         left = [address for address in dict.fromkeys((*before, *added_now)) if address not in removed_now]
         return changed(tree, place, addresses=left or None)
 
-    _commit(shared, edit, f"user: addresses of {place.name}", f"changed the addresses of {place.name}")
+    commit_edit(shared, edit, f"user: addresses of {place.name}", f"changed the addresses of {place.name}")
 
 
 @user.command("disable")
@@ -115,9 +115,9 @@ def user_address(shared: Shared, name: str, more: tuple[str, ...], less: tuple[s
 @click.pass_obj
 def user_disable(shared: Shared, name: str) -> None:
     """Let a user submit no more."""
-    place = _place("user", name)
+    place = place_named("user", name)
     edit: Edit = lambda tree: changed(tree, place, disabled=True)  # noqa: E731
-    _commit(shared, edit, f"user: disable {place.name}", f"disabled {place.name}")
+    commit_edit(shared, edit, f"user: disable {place.name}", f"disabled {place.name}")
 
 
 @user.command("enable")
@@ -125,9 +125,9 @@ def user_disable(shared: Shared, name: str) -> None:
 @click.pass_obj
 def user_enable(shared: Shared, name: str) -> None:
     """Let a disabled user submit again."""
-    place = _place("user", name)
+    place = place_named("user", name)
     edit: Edit = lambda tree: changed(tree, place, disabled=None)  # noqa: E731
-    _commit(shared, edit, f"user: enable {place.name}", f"enabled {place.name}")
+    commit_edit(shared, edit, f"user: enable {place.name}", f"enabled {place.name}")
 
 
 @user.command("remove")
@@ -135,12 +135,12 @@ def user_enable(shared: Shared, name: str) -> None:
 @click.pass_obj
 def user_remove(shared: Shared, name: str) -> None:
     """Remove a user."""
-    place = _place("user", name)
-    _commit(shared, lambda tree: removed(tree, place), f"user: remove {place.name}", f"removed user {place.name}")
+    place = place_named("user", name)
+    commit_edit(shared, lambda tree: removed(tree, place), f"user: remove {place.name}", f"removed user {place.name}")
 
 
 @user.command("list")
-@_json_option
+@json_option
 @click.pass_obj
 def user_list(shared: Shared, as_json: bool) -> None:
     """List all users. Verifiers are not shown."""
@@ -150,7 +150,7 @@ def user_list(shared: Shared, as_json: bool) -> None:
         state = "disabled" if record.disabled else "enabled" if record.password else "no password"
         return {"name": name, "state": state, "addresses": list(record.addresses)}
 
-    _list(shared, "user", row, as_json)
+    list_records(shared, "user", row, as_json)
 
 
 # -- alias -------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def user_list(shared: Shared, as_json: bool) -> None:
 @click.pass_obj
 def alias_add(shared: Shared, name: str, targets: tuple[str, ...]) -> None:
     """Add an alias, or further targets to one."""
-    place = _place("alias", name)
+    place = place_named("alias", name)
     for target in targets:
         if wrong := names.target_mistake(target):
             raise click.UsageError(wrong)
@@ -173,8 +173,8 @@ def alias_add(shared: Shared, name: str, targets: tuple[str, ...]) -> None:
             return added(tree, place, Alias(tuple(dict.fromkeys(targets))))
         return changed(tree, place, targets=list(dict.fromkeys((*before, *targets))))
 
-    _commit(
-        shared, edit, f"alias: {place.name} to {_shortened(targets)}", f"{place.name} leads to {', '.join(targets)}"
+    commit_edit(
+        shared, edit, f"alias: {place.name} to {shortened(targets)}", f"{place.name} leads to {', '.join(targets)}"
     )
 
 
@@ -184,7 +184,7 @@ def alias_add(shared: Shared, name: str, targets: tuple[str, ...]) -> None:
 @click.pass_obj
 def alias_remove(shared: Shared, name: str, targets: tuple[str, ...]) -> None:
     """Remove an alias, or some of its targets."""
-    place = _place("alias", name)
+    place = place_named("alias", name)
 
     def edit(tree: Tree) -> dict[str, bytes | None]:
         before = _targets(tree, place) or ()
@@ -193,12 +193,12 @@ def alias_remove(shared: Shared, name: str, targets: tuple[str, ...]) -> None:
         left = [t for t in before if t not in targets]
         return changed(tree, place, targets=left) if targets and left else removed(tree, place)
 
-    what = f"{_shortened(targets)} from {place.name}" if targets else place.name
-    _commit(shared, edit, f"alias: remove {what}", f"removed {what}")
+    what = f"{shortened(targets)} from {place.name}" if targets else place.name
+    commit_edit(shared, edit, f"alias: remove {what}", f"removed {what}")
 
 
 @alias.command("list")
-@_json_option
+@json_option
 @click.pass_obj
 def alias_list(shared: Shared, as_json: bool) -> None:
     """List all aliases."""
@@ -207,15 +207,15 @@ def alias_list(shared: Shared, as_json: bool) -> None:
         assert isinstance(record, Alias)  # noqa: S101
         return {"name": name, "targets": list(record.targets)}
 
-    _list(shared, "alias", row, as_json)
+    list_records(shared, "alias", row, as_json)
 
 
 def _targets(tree: Tree, place: Place) -> tuple[str, ...] | None:
-    record = _record(tree, place)
+    record = record_at(tree, place)
     return record.targets if isinstance(record, Alias) else None
 
 
-def _shortened(targets: tuple[str, ...], most: int = 3) -> str:
+def shortened(targets: tuple[str, ...], most: int = 3) -> str:
     return ", ".join(targets[:most]) + (f" and {len(targets) - most} more" if len(targets) > most else "")
 
 
@@ -230,9 +230,11 @@ def _shortened(targets: tuple[str, ...], most: int = 3) -> str:
 @click.pass_obj
 def domain_add(shared: Shared, name: str, no_sign: bool, subdomains: bool, postmaster: str) -> None:
     """Add a domain."""
-    place = _place("domain", name)
+    place = place_named("domain", name)
     record = Domain(not no_sign, subdomains, names.fold(postmaster))
-    _commit(shared, lambda tree: added(tree, place, record), f"domain: add {place.name}", f"added domain {place.name}")
+    commit_edit(
+        shared, lambda tree: added(tree, place, record), f"domain: add {place.name}", f"added domain {place.name}"
+    )
 
 
 @domain.command("remove")
@@ -240,12 +242,14 @@ def domain_add(shared: Shared, name: str, no_sign: bool, subdomains: bool, postm
 @click.pass_obj
 def domain_remove(shared: Shared, name: str) -> None:
     """Remove a domain that has no users and aliases any more."""
-    place = _place("domain", name)
-    _commit(shared, lambda tree: removed(tree, place), f"domain: remove {place.name}", f"removed domain {place.name}")
+    place = place_named("domain", name)
+    commit_edit(
+        shared, lambda tree: removed(tree, place), f"domain: remove {place.name}", f"removed domain {place.name}"
+    )
 
 
 @domain.command("list")
-@_json_option
+@json_option
 @click.pass_obj
 def domain_list(shared: Shared, as_json: bool) -> None:
     """List all domains."""
@@ -255,26 +259,26 @@ def domain_list(shared: Shared, as_json: bool) -> None:
         postmaster = record.postmaster or f"postmaster@{name}"
         return {"name": name, "sign": record.sign, "subdomains": record.subdomains, "postmaster": postmaster}
 
-    _list(shared, "domain", row, as_json)
+    list_records(shared, "domain", row, as_json)
 
 
 # -- common ------------------------------------------------------------------------------------------------------
 
 
-def _place(kind: Kind, name: str) -> Place:
+def place_named(kind: Kind, name: str) -> Place:
     """The place of a name as the user typed it; a wrong one is wrong usage."""
-    folded = names.fold_domain(name) if kind == "domain" else names.fold(name)
-    if kind != "domain" and "@" not in name:
+    folded = names.fold_domain(name) if kind in FLAT else names.fold(name)
+    if kind not in FLAT and "@" not in name:
         raise click.UsageError(f"{name!r} must be NAME@DOMAIN")
     local, owner = names.split(folded)
-    wrong = names.domain_mistake(owner) or (names.file_local_mistake(local) if kind != "domain" else "")
+    wrong = names.domain_mistake(owner) or (names.file_local_mistake(local) if kind not in FLAT else "")
     found = place_of(path_of(Place(kind, folded)))
     if wrong or isinstance(found, Mistake):
         raise click.UsageError(wrong or (found.text if isinstance(found, Mistake) else ""))
     return found
 
 
-def _record(tree: Tree, place: Place) -> Record | None:
+def record_at(tree: Tree, place: Place) -> Record | None:
     """The record at a place, None if there is none. Raises EditError."""
     text = tree.text(place)
     found = None if text is None else parse(path_of(place), text.encode())
@@ -310,8 +314,8 @@ def _show_generated(password: str, generated: bool) -> None:
         click.echo(f"password: {password}")
 
 
-def _commit(shared: Shared, edit: Edit, message: str, done: str) -> None:
-    with _reported():
+def commit_edit(shared: Shared, edit: Edit, message: str, done: str) -> None:
+    with reported():
         result = apply(shared.config.directory, edit, message, _author())
         if result.warning:
             click.echo(f"committed here only, the service pushes it later: {result.warning}", err=True)
@@ -319,7 +323,8 @@ def _commit(shared: Shared, edit: Edit, message: str, done: str) -> None:
 
 
 @contextlib.contextmanager
-def _reported() -> Iterator[None]:
+def reported() -> Iterator[None]:
+    """Let what may go wrong with the database end the command with its reason."""
     try:
         yield
     except Refused as e:
@@ -339,10 +344,10 @@ def _author() -> Author:
     return Author(name, f"{name}@{socket.gethostname()}")
 
 
-def _list(shared: Shared, kind: Kind, row: Callable[[str, Record], dict[str, object]], as_json: bool) -> None:
+def list_records(shared: Shared, kind: Kind, row: Callable[[str, Record], dict[str, object]], as_json: bool) -> None:
     mistakes = []
     rows = []
-    with _reported():
+    with reported():
         settings = shared.config.directory
         repository = Repository(settings.repository, settings.branch)
         for found in Tree(repository, repository.tip()).records(kind):

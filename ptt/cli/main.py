@@ -25,6 +25,8 @@ _COMMANDS = {
     "demo": "ptt.cli.demo:demo",
     "dkim": "ptt.cli.dkim:dkim",
     "domain": "ptt.cli.directory:domain",
+    "git": "ptt.cli.git:git",
+    "group": "ptt.cli.group:group",
     "init": "ptt.cli.init:init",
     "queue": "ptt.cli.queue:queue",
     "sink": "ptt.cli.sink:sink",
@@ -32,7 +34,7 @@ _COMMANDS = {
 }
 """Imported when used: a command starts without the libraries of the others."""
 
-_AS_CONTROL = frozenset({"alias", "domain", "user"})
+_AS_CONTROL = frozenset({"alias", "domain", "git", "group", "user"})
 """Write the git database, which the control process's user owns: root becomes that user first."""
 
 

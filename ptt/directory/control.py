@@ -30,6 +30,7 @@ from ptt.directory.reader import Pointer
 from ptt.directory.remote import Rewritten, shown, synchronise
 from ptt.directory.repository import Repository, RepositoryError
 from ptt.directory.snapshot import Store
+from ptt.directory.status import Status, write_status
 from ptt.directory.verifiers import VerifierFile, Verifiers
 from ptt.log import Log
 from ptt.metrics import Counters
@@ -61,6 +62,7 @@ class DirectoryControl:
         self, config: Config, log: Log, counters: Counters, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings = config.directory
+        self._data = config.data
         self._log = log
         self._counters = counters
         self._clock = clock
@@ -72,6 +74,9 @@ class DirectoryControl:
         self._diverged = ""  # why the remote's branch was refused
         self._retry_at = 0.0
         self._failing = ""
+        self._last_fetch = 0.0
+        self._why = ""  # of a refused commit: the first mistake, with file and line
+        self._written: Status | None = None
         self._refreshing = gevent.lock.BoundedSemaphore()
         self._fetching = gevent.lock.BoundedSemaphore()
         self._threads = gevent.threadpool.ThreadPool(2)
@@ -129,6 +134,7 @@ class DirectoryControl:
             "refused": self._refused,
             "remote": shown(self._settings.remote) if self._settings.remote else "",
             "remote_problem": self._diverged or self._failing,
+            "last_fetch": self._last_fetch,
         }
 
     def _follow_remote(self) -> None:
@@ -175,12 +181,14 @@ class DirectoryControl:
     def _no_branch(self) -> bool:
         if self.commit and self._refused != "deleted":
             self._refused = "deleted"
+            self._why = f"the branch {self._settings.branch} is gone"
             self._log.error("directory branch is gone", branch=self._settings.branch, in_force=self.commit)
             self._set_alarm()
         return not self.commit
 
     def _refuse(self, error: Refused) -> bool:
         self._refused = error.commit
+        self._why = f"{error.commit[:12]}: {error.mistakes[0]}" if error.mistakes else error.commit
         self._counters.count("ptt_directory_bad_commits_total")
         for mistake in error.mistakes[:LOGGED_MISTAKES]:
             place = {"file": mistake.path, "line": mistake.line, "reason": mistake.text}
@@ -214,6 +222,19 @@ class DirectoryControl:
 
     def _set_alarm(self) -> None:
         self._counters.gauge("ptt_directory_alarm", value=1 if self._refused or self._diverged else 0)
+        self._write_status()
+
+    def _write_status(self) -> None:
+        """Leave for ``ptt git status`` how things stand, if that is news."""
+        alarm = (self._why if self._refused else "") or self._diverged
+        status = Status(self._last_fetch, alarm, self._failing)
+        if status == self._written:
+            return
+        self._written = status
+        try:
+            self._in_thread(write_status, self._data, status)
+        except OSError as e:
+            self._log.warning("directory status not written", reason=str(e))
 
     def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call in a thread and wait. gevent prints the exceptions of its threads, so they come back as values."""
@@ -244,8 +265,10 @@ class DirectoryControl:
                 self._failing = str(e)
                 self._counters.count("ptt_directory_fetch_errors_total")
                 self._log.warning("directory fetch failed", reason=str(e), in_force=self.commit)
+                self._write_status()
                 return False
             self._diverged = self._failing = ""
+            self._last_fetch = time.time()
             self._set_alarm()
             if done:
                 self._log.event("directory synchronised", done=done)

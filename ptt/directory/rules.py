@@ -75,40 +75,57 @@ def our_domain(view: View, name: str) -> str:
     return ""
 
 
-def parse_all(files: Iterable[tuple[str, bytes]]) -> tuple[Database, list[Mistake]]:
-    """Parse files (path, content), one at a time. Stops at MAX_MISTAKES."""
+def parse_all(files: Iterable[tuple[str, bytes]], most: int = MAX_MISTAKES) -> tuple[Database, list[Mistake]]:
+    """Parse files (path, content), one at a time. Stops at ``most`` mistakes."""
     database = Database()
     mistakes: list[Mistake] = []
     for path, data in files:
         found = parse(path, data)
         if isinstance(found, list):
             mistakes += found
-            if len(mistakes) >= MAX_MISTAKES:
+            if len(mistakes) >= most:
                 break
         else:
             database.put(*found)
-    return database, mistakes[:MAX_MISTAKES]
+    return database, mistakes[:most]
 
 
-def validate(files: Mapping[str, bytes]) -> tuple[Database, list[Mistake]]:
-    """Parse and check a whole tree: path -> content. The database may be used only if there are no mistakes."""
-    database, mistakes = parse_all(files.items())
-    if not mistakes:
-        mistakes = locate(check(database, database), files.__getitem__)
-    return database, mistakes
+def validate(files: Mapping[str, bytes], most: int = MAX_MISTAKES) -> tuple[Database, list[Mistake]]:
+    """Parse and check a whole tree: path -> content. The database may be used only if there are no mistakes.
+
+    The rules between files are checked even if some files are wrong; what these may have meant is given the benefit of
+    the doubt.
+    """
+    database, mistakes = parse_all(files.items(), most)
+    wrong = {m.path for m in mistakes}
+    found = locate(check(database, _Lenient(database, wrong)), files.__getitem__, most)
+    return database, (mistakes + found)[:most]
+
+
+class _Lenient:
+    """The View of a database some of whose files could not be parsed: they are there, and mean nothing."""
+
+    def __init__(self, database: Database, wrong: set[str]) -> None:
+        self._wrong = wrong
+        self._database = database
+        self.has_user, self.alias, self.group = database.has_user, database.alias, database.group
+
+    def domain(self, name: str) -> Domain | None:
+        unknown = path_of(Place("domain", name)) in self._wrong
+        return Domain(subdomains=True) if unknown else self._database.domain(name)
 
 
 Finding = tuple[Place, str, str, str]  # record, key ("": the whole file), value, what is wrong
 
 
-def locate(found: Iterable[Finding], content: Callable[[str], bytes]) -> list[Mistake]:
+def locate(found: Iterable[Finding], content: Callable[[str], bytes], most: int = MAX_MISTAKES) -> list[Mistake]:
     """Findings with their lines, which are looked for in the files: ``content`` maps a path to its bytes."""
     mistakes = []
     for place, key, value, text in found:
         path = path_of(place)
         line = line_of(content(path).decode("utf-8", "replace"), key, value) if key else 1
         mistakes.append(Mistake(path, line, text))
-        if len(mistakes) == MAX_MISTAKES:
+        if len(mistakes) == most:
             break
     return mistakes
 
