@@ -84,6 +84,7 @@ class Queue(_Section, frozen=True):
     map_bytes: Positive = 1 << 40  # sparse: the file grows with use
     max_bytes: int = 0  # accept no more above so many bytes in use; 0: map_bytes * 0.9
     max_messages: int = 0  # refuse above so many messages; 0: no limit
+    max_body_bytes: int = 0  # refuse above so many bytes of bodies queued; 0: no limit
     min_free_bytes: int = 256 * 1024 * 1024  # refuse when the file system has less
     max_commit_seconds: Annotated[float, msgspec.Meta(ge=0)] = 2.0  # refuse while commits take longer; 0: no limit
     resume_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 90  # of these marks, below which mail is taken again

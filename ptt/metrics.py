@@ -72,6 +72,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("ptt_queue_messages", "gauge", "Messages in the queue"),
     Metric("ptt_queue_used_bytes", "gauge", "Bytes in use in the store"),
     Metric("ptt_queue_leased", "gauge", "Tasks leased now"),
+    Metric("ptt_queue_body_bytes", "gauge", "Bytes of the bodies of all messages in the queue"),
+    Metric("ptt_queue_refusing", "gauge", "1 while the queue takes no messages, above this mark", ("mark",)),
     Metric("ptt_queue_commits_total", "counter", "Commits of the store"),
     Metric("ptt_queue_requests_total", "counter", "Requests that the queue process executed", ("request",)),
     Metric("ptt_queue_commit_seconds", "histogram", "Time of a commit, with its sync"),

@@ -60,6 +60,7 @@ class Spool:
         self.settle_timeout = settle_timeout
         self.link = Link()
         self._state = AWAY
+        self._refusing_since = 0.0  # monotonic; 0: it does not
         self._generation = 0  # of the connection
         self._socket: socket.socket | None = None
         self._sender: socket.socket | None = None
@@ -74,6 +75,19 @@ class Spool:
     @property
     def connected(self) -> bool:
         return self._state == READY
+
+    @property
+    def refusing(self) -> str:
+        """Why the queue takes no messages for now (one of ``ptt_queue.pressure.MARKS``), or "".
+
+        The queue process tells when that changes, so asking costs nothing: no message need be read to be refused.
+        """
+        return self.link.refusing
+
+    @property
+    def refusing_seconds(self) -> float:
+        """For how long it has refused; 0.0 when it does not."""
+        return time.monotonic() - self._refusing_since if self._refusing_since else 0.0
 
     def close(self) -> None:
         """What is leased returns to the queue; who waits gets SpoolUnavailable."""
@@ -346,6 +360,8 @@ class Spool:
         while data := sock.recv(RECV_BYTES):
             for call in self.link.receive(data):
                 self._answered(call)
+            if bool(self._refusing_since) != bool(self.link.refusing):
+                self._refusing_since = time.monotonic() if self.link.refusing else 0.0
         raise ConnectionError("closed by the queue process")
 
     def _lost(self, _reason: str = "") -> None:

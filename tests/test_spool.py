@@ -279,6 +279,28 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world):
 
 
 @pytest.mark.slow
+def test_the_worker_hears_that_the_queue_refuses(world):
+    world.arguments = ["--map-bytes", str(8 << 20)]
+    world.start()
+    filler, listener = world.spool(), world.spool()
+    assert (listener.refusing, listener.refusing_seconds) == ("", 0.0)
+    body, leased = b"x" * 100_000, []
+    deadline = gevent.get_hub().loop.now() + 20
+    while not listener.refusing:
+        assert gevent.get_hub().loop.now() < deadline, "never full"
+        result = filler.put(message(body), body)
+        leased += result.leased
+        gevent.sleep(0.01)  # others get their turn
+    assert listener.refusing == "bytes"
+    assert listener.refusing_seconds > 0
+    for task in leased:
+        filler.settle(Settle(task.message, task.number))
+    while listener.refusing:
+        assert gevent.get_hub().loop.now() < deadline, "never empty"
+        gevent.sleep(0.01)
+    assert listener.refusing_seconds == 0.0
+
+
 def test_service_entry_point(tmp_path):
     """``python -m ptt.service.queue`` by hand: binds its own socket, serves, stops on SIGTERM with 0."""
     config = tmp_path / "ptt.toml"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 from ptt_queue.errors import QueueError
+from ptt_queue.pressure import MARKS
 from ptt_queue.types import Stats
 
 from ptt.config import Config
@@ -186,6 +187,8 @@ def queue_snapshot(stats: Stats) -> Snapshot:
         ("ptt_queue_messages", (), float(stats.messages)),
         ("ptt_queue_used_bytes", (), float(stats.used_bytes)),
         ("ptt_queue_leased", (), float(stats.leased)),
+        ("ptt_queue_body_bytes", (), float(stats.body_bytes)),
+        *(("ptt_queue_refusing", (mark,), float(mark == stats.refusing)) for mark in MARKS),
     ]
     counters: Series = [("ptt_queue_commits_total", (), float(stats.commits))]
     counters += [("ptt_queue_requests_total", (request,), float(count)) for request, count in stats.requests.items()]

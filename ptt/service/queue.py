@@ -40,6 +40,7 @@ def settings(config: Config, clients: int) -> Settings:
             config.queue.min_free_bytes,
             config.queue.max_commit_seconds,
             config.queue.resume_percent,
+            config.queue.max_body_bytes,
         ),
         clients=clients,
         commit_bounds=LATENCY_BUCKETS,

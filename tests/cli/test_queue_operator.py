@@ -17,14 +17,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from ptt_queue.client import QueueClient
-from ptt_queue.types import GroupLimit, NewTask, Settle, Task
+from ptt_queue.types import GroupLimit, Meter, NewTask, Over, Settle, Task
 
 from ptt.cli.main import main
 from ptt.config import load
-from ptt.message import Envelope, Recipient, Schedule, Stage, new_id, show_id
+from ptt.message import Envelope, Note, Recipient, Schedule, Stage, encode, new_id, show_id
 from ptt.plan import new_message, note_of
 from ptt.relay.outcome import Deferred
 
@@ -424,3 +425,32 @@ def test_a_reader_takes_nothing_from_the_service(case: Case) -> None:
     with case.client() as client:
         requests = client.stats().requests
     assert not {"list", "show", "body"} & set(requests)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_is_used_of_quotas(case: Case, live: bool) -> None:
+    assert "nothing is counted" in case.ptt("meters")
+    wanted = [Meter("user:anna:messages", 1, 4, 1000 * 3_600_000), Meter("user:anna:bytes", 10, 10, 1000 * 3_600_000)]
+    over = Note(now(), [], held="quota user:anna:bytes")
+    wanted[1] = msgspec.structs.replace(wanted[1], held=encode(over))
+    message = new_message(
+        new_id(now()), Envelope("a@a.example", now()), [Recipient("x@x.example")], len(CONTENT), case.config, now()
+    )
+    with case.client() as client:
+        assert client.put(msgspec.structs.replace(message, meters=wanted), CONTENT, lease=False).refused is None
+        held = msgspec.structs.replace(message, id=new_id(now()), meters=wanted, over=Over.HOLD)
+        assert client.put(held, CONTENT, lease=False).meter == "user:anna:bytes"
+    if not live:
+        case.stop()
+    found = [json.loads(line) for line in case.ptt("meters", "user:anna:", "--json").splitlines()]
+    assert [(m["key"], m["used"], m["limit"]) for m in found] == [
+        ("user:anna:bytes", 10, 10),
+        ("user:anna:messages", 1, 4),
+    ]
+    assert case.json("stats")["meters"][0] == found[0]
+    assert "user:anna:messages" not in case.ptt("meters", "user:anna:b")
+    [row] = case.rows("--state", "held")
+    assert row["held_by"] == "quota user:anna:bytes"
+    assert "quota user:anna:bytes" in case.ptt("why", row["id"])
+    assert case.json("release", row["id"])["changed"] == 1
+    assert len(case.rows("--state", "ready")) == 2

@@ -14,7 +14,7 @@ from ptt_queue.client import QueueClient
 from ptt_queue.in_process import InProcess
 from ptt_queue.protocol import CHUNK_BYTES
 from ptt_queue.queue import Settings
-from ptt_queue.store import MESSAGES, Store, Transaction
+from ptt_queue.store import BODIES, MESSAGES, Store, Transaction
 from ptt_queue.types import Filter, Settle, State, Task
 from views import Call, TaskView, View, Views, digest
 
@@ -68,6 +68,7 @@ def rows(store: Store, damaged: Collection[bytes] = ()) -> collections.Counter[s
                 must(raw in indexed or id in damaged, "a task that is not in the index")
                 must(txn.has_message(id), "a task without its message")
         counts[MESSAGES] = len(messages)
+        counts[BODIES] = sum(messages.values())
         must({k: n for k, n in store.counts.items() if n} == {k: n for k, n in counts.items() if n}, "wrong counts")
         found.update(f"orphan {id.hex()}" for id in _bodies(txn, messages))
         found["S10 damaged"] = txn.damaged()

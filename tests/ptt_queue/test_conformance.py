@@ -21,6 +21,6 @@ def test_through_sockets(check, process):
 
 def test_the_suite_can_fail(in_process, monkeypatch):
     monkeypatch.setattr(conformance, "CHECKS", [testing.check_put_lease_settle])
-    monkeypatch.setattr(in_process.queue.requests, "full", lambda: True)
+    monkeypatch.setattr(in_process.queue.requests, "full", lambda: "bytes")
     with pytest.raises(AssertionError):
         conformance.check_queue(lambda: contextlib.nullcontext(in_process))

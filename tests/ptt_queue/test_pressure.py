@@ -4,6 +4,7 @@ import os
 
 import msgspec
 import pytest
+from ptt_queue import store
 from ptt_queue.in_process import SETTINGS, InProcess
 from ptt_queue.pressure import WINDOW_MS, Marks, Pressure
 from ptt_queue.testing import new_message
@@ -15,12 +16,13 @@ from ptt_queue.types import Refusal, Settle
     [
         (Marks(max_bytes=1000), (800, 0, 0), (1001, 0, 0), (950, 0, 0), "bytes"),
         (Marks(max_messages=100), (0, 80, 0), (0, 100, 0), (0, 95, 0), "messages"),
+        (Marks(max_body_bytes=1000), (0, 0, 0, 800), (0, 0, 0, 1001), (0, 0, 0, 950), "bodies"),
         (Marks(min_free_bytes=900), (0, 0, 1100), (0, 0, 899), (0, 0, 950), "disk"),
     ],
 )
 def test_marks_have_two_levels(marks, below, above, between, name):
     pressure = Pressure(marks)
-    assert [pressure.look(*x, now=0) for x in (below, between, above, between, below, between)] == [
+    assert [pressure.look(*x[:3], 0, *x[3:]) for x in (below, between, above, between, below, between)] == [
         "",
         "",
         name,
@@ -126,3 +128,49 @@ def test_freed_space_is_used_again(make):
             subject.time[0] += 1
             sizes.append(os.path.getsize(file))
     assert sizes[-1] <= sizes[0] * 1.3  # eight times as much came and went
+
+
+def test_bytes_of_bodies_are_limited(make):
+    subject = make(max_body_bytes=50_000)
+    with subject.client() as client:
+        leased = _fill(subject, client, b"x" * 10_000)
+        assert len(leased) == 6  # the last one went above
+        stats = client.stats()
+        assert (stats.refusing, stats.body_bytes) == ("bodies", 60_000)
+        for task in leased[:2]:
+            client.settle(Settle(task.message, task.number))
+        subject.time[0] += 1
+        assert client.put(new_message(), b"body").refused is None
+
+
+def test_clients_are_told_unasked(make):
+    subject = make(max_messages=2)
+    with subject.client() as client, subject.client() as other:
+        other.stats()
+        leased = _fill(subject, client, b"body")
+        assert client.link.refusing == "messages"
+        connection = other._connection
+        other.link.receive(connection.recv(1 << 16))
+        assert other.link.refusing == "messages"
+        with subject.client() as third:
+            third.stats()
+            assert third.link.refusing == "messages"  # with its welcome
+        client.settle_all([(Settle(t.message, t.number), ()) for t in leased])
+        wake = subject.queue.next_wake(subject.now())
+        assert wake <= subject.now() + 100  # it looks though nobody asks
+        subject.time[0] += 0.2
+        subject.execute([])
+        other.link.receive(connection.recv(1 << 16))
+        assert other.link.refusing == ""
+
+
+def test_a_store_that_did_not_count_bodies(make):
+    subject = make()
+    with subject.client() as client:
+        client.put_all([(new_message(body=b"x" * 5000), b"x" * 5000) for _ in range(3)])
+    counts = {k: n for k, n in subject.store.counts.items() if k != store.BODIES}
+    with subject.store.env.begin(write=True) as txn:
+        raw = msgspec.msgpack.encode([(*k, n) for k, n in counts.items()])
+        txn.put(b"counts", raw, db=subject.store.dbs["state"])
+    subject.restart()
+    assert subject.store.body_bytes() == 15_000

@@ -39,7 +39,7 @@ def test_records_of_any_size_replace_each_other_whole(store, first, second):
             assert txn.message(ID) == record
         cursor = txn.txn.cursor(db=txn.records)
         assert all(len(value) <= CHUNK_BYTES for _, value in cursor)
-        txn.delete_message(ID)
+        txn.delete_message(ID, 0)
         assert txn.txn.stat(txn.records)["entries"] == 0
     finally:
         txn.abort()
@@ -81,7 +81,7 @@ def test_counts_follow_commits_only(tmp_path):
     assert (store.message_count(), store.task_counts()) == (1, [(2, State.WAITING, 1)])
     txn = store.begin()
     txn.delete_task(key, index_key)
-    txn.delete_message(ID)
+    txn.delete_message(ID, 0)
     txn.commit()
     assert (store.message_count(), store.task_counts()) == (0, [])
     store.close()

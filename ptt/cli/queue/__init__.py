@@ -7,13 +7,14 @@
 ``acting``      hold, release, retry, delete
 ``bouncing``    bounce
 ``counting``    stats
+``metering``    meters
 ``moving``      export, import
 ``rerouting``   requeue
 ``upkeep``      compact, quarantine
 ==============  ================================================================================================
 """
 
-from ptt.cli.queue import acting, bouncing, counting, looking, moving, rerouting, upkeep
+from ptt.cli.queue import acting, bouncing, counting, looking, metering, moving, rerouting, upkeep
 from ptt.cli.queue.group import queue
 
-__all__ = ["acting", "bouncing", "counting", "looking", "moving", "queue", "rerouting", "upkeep"]
+__all__ = ["acting", "bouncing", "counting", "looking", "metering", "moving", "queue", "rerouting", "upkeep"]

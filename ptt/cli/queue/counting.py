@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from typing import Any
 
@@ -12,10 +13,12 @@ from ptt_queue.offline import Reader, Space
 from ptt_queue.types import State, Stats
 
 from ptt.cli.queue.group import queue
+from ptt.cli.queue.metering import usage
 from ptt.cli.queue.rows import clean, stage_name
 from ptt.cli.queue_access import now_ms, opened
 
 AGES = (5, 10, 20, 40, 80, 160, 320, 640, 1280)  # minutes, as qshape has them; the last column is above all
+MAX_METERS = 1000  # of which --json tells; ``ptt queue meters`` has all
 MAX_LANES = 50_000  # counted one by one: beyond that the smallest are told together
 
 
@@ -102,20 +105,30 @@ def stats(obj: Any, lanes: int, as_json: bool) -> None:
     with opened(obj.config) as opening:
         counted = tally(opening.reader, now_ms())
         space, process = opening.reader.space(), opening.stats()
+        meters = largest(opening.reader, now_ms()) if as_json else []
     if as_json:
-        click.echo(json.dumps(as_builtins(counted, lanes, space, process)))
+        click.echo(json.dumps(as_builtins(counted, lanes, space, process, meters)))
         return
     for text in (*table([*counted.stages.values(), counted.all], counted.top(lanes)), *numbers(space, process)):
         click.echo(text)
 
 
-def as_builtins(counted: Tally, lanes: int, space: Space, process: Stats | None) -> dict[str, Any]:
+def largest(reader: Reader, now: int) -> list[dict[str, Any]]:
+    """The counters whose windows have not ended that are nearest to their limits."""
+    found = (m for m in reader.meters() if m.until > now)
+    return [msgspec.to_builtins(usage(m)) for m in heapq.nlargest(MAX_METERS, found, lambda m: m.used / (m.limit or 1))]
+
+
+def as_builtins(
+    counted: Tally, lanes: int, space: Space, process: Stats | None, meters: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "ages_minutes": list(AGES),
         "all": msgspec.to_builtins(counted.all),
         "stages": [msgspec.to_builtins(lane) for lane in counted.stages.values()],
         "lanes": [msgspec.to_builtins(lane) for lane in counted.top(lanes)],
         "disk": msgspec.to_builtins(space),
+        "meters": meters,
         "process": msgspec.to_builtins(process) if process else None,
     }
 
@@ -150,6 +163,7 @@ def numbers(space: Space, process: Stats | None) -> list[str]:
         return [*lines, "the service is stopped"]
     mean = 1000 * process.commit_seconds / process.commits if process.commits else 0.0
     lines.append(f"{process.commits} commits, {mean:.1f} ms at the mean; {process.clients} clients")
+    lines.append(f"{process.body_bytes} bytes of bodies")
     if process.refusing:
         lines.append(f"takes no mail for now: above its mark of {process.refusing}")
     return lines

@@ -142,8 +142,9 @@ def line(row: Row) -> str:
     to = ", ".join(row.recipients[:2]) + (f" (+{len(row.recipients) - 2})" if len(row.recipients) > 2 else "")
     maybe = "  maybe delivered" if row.maybe_delivered else ""
     urgency = f"  {row.priority}" if row.priority != "normal" else ""
+    tries = f"{row.attempts:>3} {'try  ' if row.attempts == 1 else 'tries'}"
     text = (
-        f"{row.id}  {row.state:<7}  {row.stage:<7}  {row.due}  {row.attempts:>3} tries  {row.size:>9} bytes  "
+        f"{row.id}  {row.state:<7}  {row.stage:<7}  {row.due}  {tries}  {row.size:>9} bytes  "
         f"<{clean(row.sender)}> -> {clean(to)}  [{clean(row.lane)}]{urgency}{maybe}"
     )
     for reply in row.replies[:1]:

@@ -111,7 +111,7 @@ def show(txn: Transaction, id: bytes, leased: Leased) -> list[Entry]:
 
 def drop_message(txn: Transaction, id: bytes, size: int) -> bool:
     """Delete a message that has no tasks. True when chunks of its body are left, now marked as an orphan's."""
-    txn.delete_message(id)
+    txn.delete_message(id, size)
     if size > DELETE_CHUNKS * CHUNK_BYTES:
         txn.set_orphan(id)
         return True

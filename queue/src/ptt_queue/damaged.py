@@ -1,4 +1,4 @@
-"""Tasks that could not be read and were set aside (``Transaction.set_aside``): seen, put back, or deleted for good.
+"""Tasks that could not be read and were set aside (``set_aside``): seen, put back, or deleted for good.
 
 Their message and body stay while they are here. Functions of the engine, over its transactions.
 """
@@ -15,6 +15,7 @@ from ptt_queue.protocol import Ref
 from ptt_queue.store import Transaction
 from ptt_queue.types import MESSAGE_ID_BYTES, State
 
+_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[bytes, bytes | None]).decode
 
 
@@ -65,7 +66,7 @@ def _all(txn: Transaction, after: bytes) -> Iterator[tuple[bytes, bytes, bytes |
 
 def _entry(txn: Transaction, key: bytes) -> tuple[bytes, bytes | None] | None:
     """Its key in the index, and its record. None: there is no such entry, or it is damaged itself."""
-    raw = txn._get(txn._store.dbs["damaged"], key)
+    raw = txn.get_record(txn._store.dbs["damaged"], key)
     try:
         return None if raw is None else _decode(raw)
     except msgspec.MsgspecError:
@@ -79,6 +80,14 @@ def _readable(txn: Transaction, key: bytes) -> bool:
         return False
 
 
+def set_aside(txn: Transaction, index_key: bytes) -> None:
+    """A task whose records are damaged: out of the index, its bytes kept for the operator."""
+    key = index_key[-keys.TASK_BYTES :]
+    txn.replace_record(txn._store.dbs["damaged"], key, _encode((index_key, txn.get_record(txn.records, key))))
+    txn.txn.delete(index_key, db=txn.index)
+    txn._count((index_key[0], index_key[1]), -1)
+
+
 def repair(txn: Transaction, tasks: Sequence[Ref], delete: bool) -> Changes:
     """Put these back into the index if they can be read now; or delete them, with a message that has no other task."""
     changes = Changes()
@@ -87,12 +96,12 @@ def repair(txn: Transaction, tasks: Sequence[Ref], delete: bool) -> Changes:
         entry = _entry(txn, key)
         if entry is None or not (delete or _readable(txn, key)):
             continue
-        txn._delete(txn._store.dbs["damaged"], key)
+        txn.delete_record(txn._store.dbs["damaged"], key)
         changes.changed += 1
         if not delete:
             _put_back(txn, entry[0], changes)
             continue
-        txn._delete(txn.records, key)
+        txn.delete_record(txn.records, key)
         if txn.has_message(id) and not txn.has_tasks(id):
             _drop(txn, id, changes)
     return changes
@@ -114,6 +123,15 @@ def _drop(txn: Transaction, id: bytes, changes: Changes) -> None:
         if drop_message(txn, id, message.size):
             changes.orphans.append(id)
         return
-    txn.delete_message(id)  # its size is not known: the chunks are collected as an orphan's
+    txn.delete_message(id, _body_size(txn, id))  # its record does not tell; the chunks are collected as an orphan's
     txn.set_orphan(id)
     changes.orphans.append(id)
+
+
+def _body_size(txn: Transaction, id: bytes) -> int:
+    size = 0
+    number = 0
+    while chunks := txn.chunks(id, number):
+        size += sum(map(len, chunks))
+        number += len(chunks)
+    return size

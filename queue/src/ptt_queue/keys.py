@@ -56,11 +56,6 @@ def lane_bytes(lane: str) -> bytes:
     return raw
 
 
-def state_prefix(stage: int, state: int) -> bytes:
-    """What all keys of a stage in one state begin with."""
-    return bytes((stage, state))
-
-
 def lane_prefix(stage: int, state: int, lane: str) -> bytes:
     """What all keys of a lane in one state begin with."""
     return bytes((stage, state)) + lane_bytes(lane) + b"\0"

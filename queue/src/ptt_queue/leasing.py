@@ -15,7 +15,7 @@ from itertools import islice
 
 import msgspec
 
-from ptt_queue import keys
+from ptt_queue import damaged, keys
 from ptt_queue.dispatcher import Dispatcher, Group, Lane
 from ptt_queue.protocol import Claim, Granted
 from ptt_queue.session import Batch, Lease, Session
@@ -136,7 +136,7 @@ class Leasing:
         except msgspec.MsgspecError:
             message = task = None
         if message is None or task is None:
-            txn.set_aside(index_key)
+            damaged.set_aside(txn, index_key)
             return None
         maybe = self._maybe(batch, key, index_key, task)
         lease = Lease(session, key, index_key, message.size, maybe)

@@ -112,6 +112,7 @@ class Link:
         self.calls: dict[int, Call] = {}  # unanswered, by number
         self._changing: dict[int, None] = {}  # those of them that are puts and settles
         self._assigned: OrderedDict[str, tuple[str, GroupLimit]] = OrderedDict()
+        self.refusing = ""  # the mark above which the queue takes no messages for now, as it told last
         self._number = 0
         self._frames = protocol.Frames()
 
@@ -301,6 +302,9 @@ class Link:
         answered = []
         for control, blob in self._frames.feed(data):
             answer = protocol.parse_answer(control)
+            if answer.number == 0:
+                self.refusing = _text(answer.payload)
+                continue
             call = self.calls.get(answer.number)
             if call is None:  # of a call that was abandoned
                 continue
@@ -338,6 +342,7 @@ class Link:
                 for claim, granted in zip(call.what, result.granted, strict=True):
                     if not granted:
                         self.held.pop((claim.message, claim.number), None)
+                self.refusing = result.refusing
                 call.result = result
             case _:
                 call.result = result
@@ -382,3 +387,10 @@ class Link:
             self.held[task.message, task.number] = _Held(task, new.then if one.then else "")
             found.append(task)
         return found
+
+
+def _text(payload: msgspec.Raw) -> str:
+    try:
+        return msgspec.msgpack.decode(payload, type=str)
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise ProtocolError(f"news: {e}") from e

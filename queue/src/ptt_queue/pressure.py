@@ -7,6 +7,9 @@ import msgspec
 WINDOW_MS = 5000  # commits are judged by their mean over that time: one slow sync refuses nobody
 
 
+MARKS = ("bytes", "bodies", "messages", "disk", "commit")  # as they are told, in the order in which they are judged
+
+
 class Marks(msgspec.Struct, frozen=True):
     """High marks; 0: none. What was refused is taken again below ``resume_percent`` of them (above the inverse of
     it, for ``min_free_bytes``), so that the queue does not waver around a mark."""
@@ -16,6 +19,7 @@ class Marks(msgspec.Struct, frozen=True):
     min_free_bytes: int = 0  # of the file system
     max_commit_seconds: float = 0.0  # mean of WINDOW_MS
     resume_percent: int = 90
+    max_body_bytes: int = 0  # of all messages
 
 
 class Pressure:
@@ -34,19 +38,21 @@ class Pressure:
         self._commits += 1
         self._seconds += seconds
 
-    def look(self, used: int, messages: int, free: int, now: int) -> str:
+    def look(self, used: int, messages: int, free: int, now: int, bodies: int = 0) -> str:
         """Judge; returns ``full``. To be called often, whether there are commits or not."""
         if not now < self._until <= now + WINDOW_MS:
             self._mean = self._seconds / self._commits if self._commits else 0.0
             self._commits, self._seconds, self._until = 0, 0.0, now + WINDOW_MS
         share = self.marks.resume_percent / 100 if self.full else 1.0
-        self.full = self._above(used, messages, free, share)
+        self.full = self._above(used, messages, free, bodies, share)
         return self.full
 
-    def _above(self, used: int, messages: int, free: int, share: float) -> str:
+    def _above(self, used: int, messages: int, free: int, bodies: int, share: float) -> str:
         marks = self.marks
         if marks.max_bytes and used > marks.max_bytes * share:
             return "bytes"
+        if marks.max_body_bytes and bodies > marks.max_body_bytes * share:
+            return "bodies"
         if marks.max_messages and messages >= marks.max_messages * share:
             return "messages"
         if free * share < marks.min_free_bytes:

@@ -192,11 +192,16 @@ class Granted(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
-    """``granted``: for each claim, is the lease the client's. ``last``: its last executed put or settle."""
+    """``granted``: for each claim, is the lease the client's. ``last``: its last executed put or settle.
+
+    ``refusing``: the mark above which puts are refused now, or "". When that changes, the new one comes unasked, as
+    the payload of an answer with number 0.
+    """
 
     version: int
     granted: list[bool]
     last: int
+    refusing: str = ""
 
 
 class PutAnswer(msgspec.Struct, array_like=True, frozen=True):

@@ -111,7 +111,7 @@ class Queue:
         dispatcher = Dispatcher(settings.limited, settings.limit, settings.max_lanes)
         self.leasing = Leasing(dispatcher, store.epoch, now)
         txn = store.begin(write=False)
-        self.requests = Requests(self.leasing, self.sessions, lambda: bool(self.pressure.full), txn.orphans())
+        self.requests = Requests(self.leasing, self.sessions, lambda: self.pressure.full, txn.orphans())
         txn.abort()
         self._claims_until = now + settings.grace_ms if settings.clients else now
         self._last_txn = 0
@@ -244,9 +244,14 @@ class Queue:
         self.free = files.free_bytes(self.store.path)
         self.damaged = batch.txn.damaged()
         before = self.pressure.full
-        full = self.pressure.look(self.used, self.store.message_count(), self.free, batch.now)
+        counts = (self.store.message_count(), self.free, batch.now, self.store.body_bytes())
+        full = self.pressure.look(self.used, *counts)
         if full != before:
             self.told(f"takes no more for now: {full}" if full else "takes messages again")
+        for session in self.sessions:
+            if session.refusing != full and session.client:
+                batch.answers.append((session, (frame_answer(0, full),)))
+                batch.committed.append(partial(setattr, session, "refusing", full))
 
     def _observe(self, seconds: float) -> None:
         last: int = self.store.env.info()["last_txnid"]
@@ -261,6 +266,8 @@ class Queue:
     def next_wake(self, now: int) -> int:
         """When ``execute`` is to be called again though nothing arrives (ms)."""
         times: list[float] = [self._minute_at or now]
+        if self.pressure.full:  # its clients may ask for nothing until they hear that it takes again
+            times.append(self._space_at)
         if self.leasing.returned or self.requests.garbage:
             times.append(self._retry_at)
         if (sweep := self.leasing.next_sweep()) is not None:
@@ -352,4 +359,5 @@ class Queue:
             requests=self.counted,
             epoch=self.store.epoch,
             refusing=self.pressure.full,
+            body_bytes=self.store.body_bytes(),
         )

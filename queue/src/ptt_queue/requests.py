@@ -10,7 +10,8 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ptt_queue import admin, answers, keys, meters, once
+from ptt_queue import admin, answers, clients, keys, meters, once
+from ptt_queue.clients import ClientRecord
 from ptt_queue.errors import ProtocolError
 from ptt_queue.leasing import Leasing
 from ptt_queue.protocol import (
@@ -32,7 +33,7 @@ from ptt_queue.protocol import (
     frame_answer,
 )
 from ptt_queue.session import Batch, Lease, Sent, Session, Staged
-from ptt_queue.store import ClientRecord, MessageRecord
+from ptt_queue.store import MessageRecord
 from ptt_queue.types import MESSAGE_ID_BYTES, NewMessage, NewTask, Refusal, Settle, State
 
 MAX_STAGED = 256  # bodies that one client sends in parts at the same time
@@ -42,11 +43,9 @@ PRUNED_KEYS = 2000  # of submitters, and meters, each minute, when no new ones c
 
 
 class Requests:
-    """``sessions``: the open connections; ``full``: may puts be stored now?"""
+    """``sessions``: the open connections; ``full``: the mark above which puts are refused, or ""."""
 
-    def __init__(
-        self, leasing: Leasing, sessions: set[Session], full: Callable[[], bool], orphans: list[bytes]
-    ) -> None:
+    def __init__(self, leasing: Leasing, sessions: set[Session], full: Callable[[], str], orphans: list[bytes]) -> None:
         self.leasing = leasing
         self.sessions = sessions
         self.full = full
@@ -64,13 +63,15 @@ class Requests:
             if other.client == request.client:  # its connection was lost, we have not seen it yet
                 other.broken = "its client came back"
                 self.leave(other, batch.now)
-        record = self.clients.get(request.client) or batch.txn.client(request.client)
+        record = self.clients.get(request.client) or clients.find(batch.txn, request.client)
         self.clients[request.client] = record = record or ClientRecord(0, {}, batch.now)
         session.client, session.wants_leases = request.client, request.leases
         self.leasing.welcome(batch, session)
         granted = [self.leasing.claim(batch, session, claim) for claim in request.held]
         batch.aborted.append(partial(setattr, session, "client", b""))
-        batch.answers.append((session, (frame_answer(request.number, Welcome(VERSION, granted, record.last)),)))
+        session.refusing = self.full()
+        welcome = Welcome(VERSION, granted, record.last, session.refusing)
+        batch.answers.append((session, (frame_answer(request.number, welcome),)))
 
     def leave(self, session: Session, now: int) -> None:
         """A client is gone: its leases return, what it had staged is collected."""
@@ -94,7 +95,7 @@ class Requests:
         for client in batch.records:
             record = self.clients[client]
             record.seen = batch.now
-            batch.txn.put_client(client, record)
+            clients.keep(batch.txn, client, record)
 
     def aborted(self, batch: Batch) -> None:
         for client, (last, unusual) in batch.records.items():
@@ -105,9 +106,9 @@ class Requests:
         once.prune(batch.txn, batch.now, PRUNED_KEYS)
         meters.prune(batch.txn, batch.now, PRUNED_KEYS)
         here = {s.client for s in self.sessions}
-        for client, record in list(batch.txn.clients()):
+        for client, record in list(clients.all_of(batch.txn)):
             if client not in here and record.seen < batch.now - KEPT_MS:
-                batch.txn.delete_client(client)
+                clients.forget(batch.txn, client)
                 self.clients.pop(client, None)
         for client in [c for c, r in self.clients.items() if c not in here and not r.last]:
             del self.clients[client]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ptt_queue.clients import ClientRecord
 from ptt_queue.dispatcher import Group
-from ptt_queue.store import ClientRecord, Transaction
+from ptt_queue.store import Transaction
 
 
 class Lease:
@@ -40,13 +41,14 @@ class Lease:
 class Session:
     """One connection of a client."""
 
-    __slots__ = ("alive", "broken", "client", "lease_value", "leases", "staged", "wants_leases")
+    __slots__ = ("alive", "broken", "client", "lease_value", "leases", "refusing", "staged", "wants_leases")
 
     def __init__(self) -> None:
         self.alive = True
         self.broken = ""  # why the server is to close the connection
         self.client = b""  # its id; b"" until its hello
         self.wants_leases = False
+        self.refusing = ""  # the mark above which the queue refuses, as this client was told
         self.lease_value = b""  # what the index says of a task that it leases
         self.leases: dict[bytes, Lease] = {}
         self.staged: dict[bytes, Staged] = {}

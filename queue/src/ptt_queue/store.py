@@ -10,6 +10,7 @@ are the record's with two bytes behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -45,18 +46,10 @@ class MessageRecord(msgspec.Struct, array_like=True):
     next: int
 
 
-class ClientRecord(msgspec.Struct, array_like=True):
-    """What is remembered of a client: its last executed request, and those whose answer was not the usual one."""
-
-    last: int
-    unusual: dict[int, str]  # request number -> refusal, "lost" or an error's text
-    seen: int  # ms
-
-
 _decode_message = msgspec.msgpack.Decoder(MessageRecord).decode
-_decode_client = msgspec.msgpack.Decoder(ClientRecord).decode
 _Counts = dict[tuple[int, int], int]
 MESSAGES = (0, -1)  # the key under which messages are counted; (stage, state) for tasks
+BODIES = (0, -2)  # and the bytes of their bodies
 _decode_counts = msgspec.msgpack.Decoder(list[tuple[int, int, int]]).decode
 
 
@@ -107,6 +100,8 @@ class Store:
         if found is None and not readonly:
             with self.env.begin(write=True, db=self.dbs["state"]) as txn:
                 txn.put(b"schema", SCHEMA.to_bytes(4, "big"))
+        if self.message_count() and BODIES not in self.counts:  # an earlier version did not count them
+            self.counts[BODIES] = sum_of_bodies(self)
 
     def next_epoch(self) -> None:
         """A new life of the owner begins."""
@@ -120,6 +115,10 @@ class Store:
 
     def message_count(self) -> int:
         return self.counts.get(MESSAGES, 0)
+
+    def body_bytes(self) -> int:
+        """Of all messages."""
+        return self.counts.get(BODIES, 0)
 
     def begin(self, write: bool = True) -> Transaction:
         return Transaction(self, write)
@@ -183,16 +182,16 @@ class Transaction:
             more = b"\1" if n + 1 < parts else b"\0"
             self.txn.put(key + _PART.pack(n) if n else key, more + data[n * room : (n + 1) * room], db=db)
 
-    def _replace(self, db: Any, key: bytes, data: bytes) -> None:
+    def replace_record(self, db: Any, key: bytes, data: bytes) -> None:
         """As ``_put``, over a record that may be there."""
         if len(data) < CHUNK_BYTES:
             old = self.txn.replace(key, b"\0" + data, db=db)
             self._delete_parts(db, key, old)
         else:
-            self._delete(db, key)
+            self.delete_record(db, key)
             self._put(db, key, data)
 
-    def _get(self, db: Any, key: bytes) -> bytes | None:
+    def get_record(self, db: Any, key: bytes) -> bytes | None:
         value: bytes | None = self.txn.get(key, db=db)
         if value is None or value[0] == 0:
             return value and value[1:]
@@ -202,7 +201,7 @@ class Transaction:
             parts.append(value[1:] if value else b"")
         return b"".join(parts)
 
-    def _delete(self, db: Any, key: bytes) -> None:
+    def delete_record(self, db: Any, key: bytes) -> None:
         self._delete_parts(db, key, self.txn.pop(key, db=db))
 
     def _delete_parts(self, db: Any, key: bytes, value: bytes | None) -> None:
@@ -218,24 +217,26 @@ class Transaction:
 
     def message(self, id: bytes) -> MessageRecord | None:
         """Raises msgspec.MsgspecError when the record is damaged."""
-        raw = self._get(self.records, keys.record_key(id, 0))
+        raw = self.get_record(self.records, keys.record_key(id, 0))
         return None if raw is None else _decode_message(raw)
 
     def add_message(self, id: bytes, record: MessageRecord) -> None:
         self._put(self.records, keys.record_key(id, 0), _encode(record))
         self._count(MESSAGES, 1)
+        self._count(BODIES, record.size)
 
     def rewrite_message(self, id: bytes, record: MessageRecord) -> None:
-        self._replace(self.records, keys.record_key(id, 0), _encode(record))
+        self.replace_record(self.records, keys.record_key(id, 0), _encode(record))
 
-    def delete_message(self, id: bytes) -> None:
-        """Its record alone; see ``delete_body``."""
-        self._delete(self.records, keys.record_key(id, 0))
+    def delete_message(self, id: bytes, size: int) -> None:
+        """Its record alone; see ``delete_body``. ``size``: of its body."""
+        self.delete_record(self.records, keys.record_key(id, 0))
         self._count(MESSAGES, -1)
+        self._count(BODIES, -size)
 
     def task(self, key: bytes) -> NewTask | None:
         """``key``: of ``keys.record_key``. Raises msgspec.MsgspecError when the record is damaged."""
-        raw = self._get(self.records, key)
+        raw = self.get_record(self.records, key)
         return None if raw is None else _decode_task(raw)
 
     def add_task(self, key: bytes, index_key: bytes, task: NewTask, value: bytes = b"") -> None:
@@ -245,10 +246,10 @@ class Transaction:
 
     def rewrite_task(self, key: bytes, task: NewTask) -> None:
         """What the index holds of it stays."""
-        self._replace(self.records, key, _encode(task))
+        self.replace_record(self.records, key, _encode(task))
 
     def delete_task(self, key: bytes, index_key: bytes) -> None:
-        self._delete(self.records, key)
+        self.delete_record(self.records, key)
         self.txn.delete(index_key, db=self.index)
         self._count((index_key[0], index_key[1]), -1)
 
@@ -312,7 +313,7 @@ class Transaction:
         self.txn.delete(b"o" + id, db=self.state)
 
     def orphans(self) -> list[bytes]:
-        return [key[1:] for key, _ in self._state(b"o")]
+        return [key[1:] for key, _ in self.entries(b"o")]
 
     # -- the index ---------------------------------------------------------------------------------------------
 
@@ -361,25 +362,10 @@ class Transaction:
                     more = cursor.next()
             yield found
 
-    # -- clients and damage --------------------------------------------------------------------------------------
+    # -- what is in state, and what cannot be read --------------------------------------------------------------
 
-    def client(self, id: bytes) -> ClientRecord | None:
-        raw = self._get(self.state, b"c" + id)
-        return None if raw is None else _decode_client(raw)
-
-    def put_client(self, id: bytes, record: ClientRecord) -> None:
-        self._replace(self.state, b"c" + id, _encode(record))
-
-    def delete_client(self, id: bytes) -> None:
-        self._delete(self.state, b"c" + id)
-
-    def clients(self) -> Iterator[tuple[bytes, ClientRecord]]:
-        length = 1 + 16
-        for key, _ in self._state(b"c"):
-            if len(key) == length and (record := self.client(key[1:])):
-                yield key[1:], record
-
-    def _state(self, prefix: bytes) -> Sequence[tuple[bytes, bytes]]:
+    def entries(self, prefix: bytes) -> Sequence[tuple[bytes, bytes]]:
+        """What ``state`` has under keys that begin so."""
         cursor = self.txn.cursor(db=self.state)
         found = []
         more = cursor.set_range(prefix)
@@ -388,12 +374,18 @@ class Transaction:
             more = cursor.next()
         return found
 
-    def set_aside(self, index_key: bytes) -> None:
-        """A task whose records are damaged: out of the index, its bytes kept for the operator."""
-        key = index_key[-keys.TASK_BYTES :]
-        self._replace(self._store.dbs["damaged"], key, _encode((index_key, self._get(self.records, key))))
-        self.txn.delete(index_key, db=self.index)
-        self._count((index_key[0], index_key[1]), -1)
-
     def damaged(self) -> int:
         return int(self.txn.stat(self._store.dbs["damaged"])["entries"])
+
+
+def sum_of_bodies(store: Store) -> int:
+    """Bytes of the bodies of all messages whose records can be read."""
+    found = 0
+    txn = store.begin(write=False)
+    for raw, value in txn.txn.cursor(db=txn.records):
+        if len(raw) == keys.TASK_BYTES and raw.endswith(b"\0\0\0\0") and value:
+            with contextlib.suppress(msgspec.MsgspecError):
+                record = txn.message(raw[:-4])
+                found += record.size if record else 0
+    txn.abort()
+    return found

@@ -226,7 +226,8 @@ class Stats(msgspec.Struct, frozen=True):
     commit_seconds: float
     requests: dict[str, int]
     epoch: int
-    refusing: str = ""  # the mark above which nothing is taken: bytes, messages, disk, commit
+    refusing: str = ""  # the mark above which nothing is taken: one of pressure.MARKS
+    body_bytes: int = 0  # of all messages
 
 
 class PutResult(msgspec.Struct, array_like=True, frozen=True):
