@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 from ptt.smtp.reply import Reply
+
+MAX_LIMIT_DIGITS = 6  # RFC 9422 3
+
+
+class Limits(NamedTuple):
+    """What the server takes at most (RFC 9422 4); None: it did not say."""
+
+    mailmax: int | None = None  # messages on a connection
+    rcptmax: int | None = None  # recipients of a message
+    rcptdomainmax: int | None = None  # different domains among them
 
 
 class Capabilities:
@@ -56,6 +67,19 @@ class Capabilities:
         return int(value) or None if len(value) <= 20 and value.isascii() and value.isdecimal() else None
 
     @property
+    def chunking(self) -> bool:
+        return "CHUNKING" in self.keywords
+
+    @property
+    def binarymime(self) -> bool:
+        """BODY=BINARYMIME may be sent; it goes by BDAT only (RFC 3030 3)."""
+        return self.chunking and "BINARYMIME" in self.keywords
+
+    @property
+    def limits(self) -> Limits:
+        return _limits(self.keywords.get("LIMITS", ""))
+
+    @property
     def auth(self) -> frozenset[str]:
         return frozenset(self.keywords.get("AUTH", "").upper().split())
 
@@ -69,6 +93,28 @@ def capabilities_of(reply: Reply) -> Capabilities:
     return Capabilities(reply)
 
 
-_MAIL_NEEDS = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "RET": "DSN", "ENVID": "DSN"}
+_MAIL_NEEDS = {
+    "SIZE": "SIZE",
+    "BODY": "8BITMIME",
+    "SMTPUTF8": "SMTPUTF8",
+    "RET": "DSN",
+    "ENVID": "DSN",
+    "HOLDFOR": "FUTURERELEASE",
+    "HOLDUNTIL": "FUTURERELEASE",
+    "MT-PRIORITY": "MT-PRIORITY",
+}
 _RCPT_NEEDS = {"NOTIFY": "DSN", "ORCPT": "DSN"}
+
+
+def _limits(value: str) -> Limits:
+    """``name=number`` separated by spaces. What is not of that form, or not known, is passed over (RFC 9422 3)."""
+    found: dict[str, int] = {}
+    for word in value.split():
+        name, _, number = word.partition("=")
+        good = number.isascii() and number.isdecimal() and len(number) <= MAX_LIMIT_DIGITS and number[0] != "0"
+        if good and name.lower() in Limits._fields:
+            found[name.lower()] = int(number)
+    return Limits(**found)
+
+
 NOTHING_OFFERED = Capabilities()

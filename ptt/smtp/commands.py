@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ptt.smtp import replies
-from ptt.smtp.config import ServerConfig
+from ptt.smtp.config import FutureRelease, ServerConfig
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import Hello, MailFrom, RcptTo
 from ptt.smtp.grammar import MAX_DOMAIN, parse_forward_path, parse_reverse_path
-from ptt.smtp.params import parse_mail_params, parse_rcpt_params
+from ptt.smtp.params import MailParams, parse_mail_params, parse_rcpt_params
 
 
 def no_argument(argument: str) -> None:
@@ -34,6 +34,10 @@ def parse_mail(argument: str, config: ServerConfig) -> MailFrom:
         raise ProtocolError.of(replies.NOT_INTERNATIONAL)
     if params.body == "BINARYMIME" and not config.binarymime:
         raise ProtocolError.of(replies.NO_BINARY)
+    if config.future_release is not None:
+        _check_hold(params, config.future_release)
+    if not argument.isascii() and not _is_international(address):
+        raise ProtocolError.of(replies.BAD_SENDER)
     return MailFrom(address, params)
 
 
@@ -46,7 +50,29 @@ def parse_rcpt(argument: str, config: ServerConfig, *, smtputf8: bool) -> RcptTo
     params = parse_rcpt_params(rest, config.rcpt_keywords)
     if not smtputf8 and not argument.isascii():
         raise ProtocolError.of(replies.NOT_INTERNATIONAL)
+    if not argument.isascii() and not _is_international(address):
+        raise ProtocolError.of(replies.BAD_RECIPIENT)
     return RcptTo(address, params)
+
+
+def _is_international(address: str) -> bool:
+    """Is the domain of an address made of U-labels (RFC 6531 3.3)? Others could never be looked up."""
+    domain = address.rpartition("@")[2]
+    if domain.isascii():
+        return True
+    try:
+        domain.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _check_hold(params: MailParams, release: FutureRelease) -> None:
+    """RFC 4865 4.3: what is longer than announced is refused. A moment that has passed means at once."""
+    too_long = params.hold_for is not None and params.hold_for > release.max_seconds
+    too_late = params.hold_until is not None and params.hold_until > release.latest()
+    if too_long or too_late:
+        raise ProtocolError.of(replies.HOLD_TOO_LONG)
 
 
 def parse_vrfy(argument: str, config: ServerConfig) -> None:

@@ -1,24 +1,30 @@
 """The parameters of MAIL and RCPT: SIZE (RFC 1870), BODY (RFC 6152, 3030), SMTPUTF8 (RFC 6531), AUTH (RFC 4954),
-RET, ENVID, NOTIFY, ORCPT (RFC 3461), and further ones by name. Values, parsed and written; xtext (RFC 3461 4).
+RET, ENVID, NOTIFY, ORCPT (RFC 3461, 6533), HOLDFOR, HOLDUNTIL (RFC 4865), MT-PRIORITY (RFC 6710), and further ones by
+name. Values, parsed and written; the encodings of values are in ``encodings``.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ptt.smtp.encodings import utf8_xtext_decode, utf8_xtext_encode, xtext_decode, xtext_encode
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.reply import Reply
 
 MAX_ENVID = 100  # characters of the decoded value, RFC 3461 4.4
 MAX_ORCPT = 500  # characters of the encoded value, RFC 3461 4.2
 MAX_SIZE_DIGITS = 20  # RFC 1870 6
+MAX_HOLD_DIGITS = 9  # RFC 4865 5
 
 # esmtp-keyword = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-"); esmtp-value = 1*(%d33-60 / %d62-126 / UTF8-non-ascii)
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?\Z")
-_XTEXT = re.compile(r"(?:[\x21-\x2a\x2c-\x3c\x3e-\x7e]|\+[0-9A-F]{2})*\Z")
-_HEXCHAR = re.compile(r"\+([0-9A-F]{2})")
+_DATE_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})\Z"
+)
+_PRIORITY = re.compile(r"(?:0|-?[1-9])\Z")
 _ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+./?^_`{|}~-]+);(.+)\Z")
 
 
@@ -32,35 +38,21 @@ class MailParams(NamedTuple):
     envid: str = ""
     auth: str = ""  # "<>" or a mailbox: RFC 4954 5; informative
     extra: tuple[tuple[str, str], ...] = ()
+    hold_for: int | None = None  # seconds
+    hold_until: int | None = None  # seconds since the epoch
+    priority: int | None = None  # -9 to 9
 
 
 class RcptParams(NamedTuple):
     """What came with RCPT, decoded. ``extra`` holds the parameters named by ``ServerConfig.rcpt_parameters``."""
 
     notify: str = ""  # "", "NEVER" or a list of SUCCESS,FAILURE,DELAY
-    orcpt: str = ""  # "rfc822;user@example.org"
+    orcpt: str = ""  # "rfc822;user@example.org" or "utf-8;üser@example.org"
     extra: tuple[tuple[str, str], ...] = ()
 
 
 NO_MAIL_PARAMS = MailParams()
 NO_RCPT_PARAMS = RcptParams()
-
-
-def xtext_decode(text: str) -> str | None:
-    """RFC 3461 4; bytes above 127 are UTF-8. None when it is not xtext."""
-    if not _XTEXT.match(text):
-        return None
-    if "+" not in text:
-        return text
-    try:
-        return _HEXCHAR.sub(lambda m: chr(int(m[1], 16)), text).encode("latin-1").decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
-def xtext_encode(text: str) -> str:
-    """RFC 3461 4: everything but printable ASCII without "+", "=" and space becomes "+" and two digits."""
-    return "".join(chr(b) if 0x21 <= b <= 0x7E and b not in (0x2B, 0x3D) else f"+{b:02X}" for b in text.encode("utf-8"))
 
 
 def _size(value: str) -> int | None:
@@ -95,10 +87,33 @@ def _notify(value: str) -> str | None:
 
 
 def _orcpt(value: str) -> str | None:
-    """addr-type ";" xtext. The decoded address is kept; line ends and controls in it are refused."""
+    """addr-type ";" xtext, or what RFC 6533 3 has for the type utf-8. The decoded address is kept, without controls."""
     found = _ORCPT.match(value) if len(value) <= MAX_ORCPT else None
-    decoded = xtext_decode(found[2]) if found else None
-    return f"{found[1]};{decoded}" if found and decoded and decoded.isprintable() else None
+    if found is None:
+        return None
+    decode = utf8_xtext_decode if found[1].lower() == "utf-8" else xtext_decode
+    decoded = decode(found[2])
+    return f"{found[1]};{decoded}" if decoded and decoded.isprintable() else None
+
+
+def _hold_for(value: str) -> int | None:
+    """RFC 4865 5: 1 to 9 digits."""
+    return int(value) if 0 < len(value) <= MAX_HOLD_DIGITS and value.isascii() and value.isdecimal() else None
+
+
+def _hold_until(value: str) -> int | None:
+    """RFC 4865 5: Internet date-time (RFC 3339 5.6), in whole seconds or parts of them."""
+    if not _DATE_TIME.match(value):
+        return None
+    try:
+        return max(0, int(datetime.datetime.fromisoformat(value.upper()).timestamp()))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _priority(value: str) -> int | None:
+    """RFC 6710 6."""
+    return int(value) if _PRIORITY.match(value) else None
 
 
 # keyword -> (field, parser of its value; None: it has no value)
@@ -108,6 +123,9 @@ _MAIL: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "SMTPUTF8": ("smtputf8", None),
     "RET": ("ret", _ret),
     "ENVID": ("envid", _envid),
+    "HOLDFOR": ("hold_for", _hold_for),
+    "HOLDUNTIL": ("hold_until", _hold_until),
+    "MT-PRIORITY": ("priority", _priority),
     "AUTH": ("auth", _auth),
 }
 _RCPT: dict[str, tuple[str, Callable[[str], Any] | None]] = {"NOTIFY": ("notify", _notify), "ORCPT": ("orcpt", _orcpt)}
@@ -118,7 +136,12 @@ def parse_mail_params(text: str, offered: frozenset[str]) -> MailParams:
 
     Raises ProtocolError with reply 501 (bad syntax) or 555 (RFC 5321 4.1.1.11: not recognised).
     """
-    return MailParams(**_parse(text, offered, _MAIL)) if text.strip(" ") else NO_MAIL_PARAMS
+    if not text.strip(" "):
+        return NO_MAIL_PARAMS
+    params = MailParams(**_parse(text, offered, _MAIL))
+    if params.hold_for is not None and params.hold_until is not None:
+        raise _bad("HOLDUNTIL")  # RFC 4865 4: one or the other
+    return params
 
 
 def parse_rcpt_params(text: str, offered: frozenset[str]) -> RcptParams:
@@ -168,6 +191,13 @@ def format_mail_params(params: MailParams, offered: frozenset[str]) -> str:
         words.append(f" RET={params.ret}")
     if params.envid and "ENVID" in offered:
         words.append(f" ENVID={xtext_encode(params.envid)}")
+    if params.hold_for is not None and "HOLDFOR" in offered:
+        words.append(f" HOLDFOR={params.hold_for}")
+    if params.hold_until is not None and "HOLDUNTIL" in offered:
+        until = datetime.datetime.fromtimestamp(params.hold_until, datetime.UTC)
+        words.append(f" HOLDUNTIL={until:%Y-%m-%dT%H:%M:%SZ}")
+    if params.priority is not None and "MT-PRIORITY" in offered:
+        words.append(f" MT-PRIORITY={params.priority}")
     words += [f" {k}={v}" if v else f" {k}" for k, v in params.extra if k in offered]
     return "".join(words)
 
@@ -179,6 +209,7 @@ def format_rcpt_params(params: RcptParams, offered: frozenset[str]) -> str:
         words.append(f" NOTIFY={params.notify}")
     if params.orcpt and "ORCPT" in offered:
         kind, _, address = params.orcpt.partition(";")
-        words.append(f" ORCPT={kind};{xtext_encode(address)}")
+        encode = utf8_xtext_encode if kind.lower() == "utf-8" else xtext_encode
+        words.append(f" ORCPT={kind};{encode(address)}")
     words += [f" {k}={v}" if v else f" {k}" for k, v in params.extra if k in offered]
     return "".join(words)

@@ -32,6 +32,7 @@ BAD_SENDER: Final = Reply(501, "5.1.7", "Bad sender address syntax")
 BAD_RECIPIENT: Final = Reply(501, "5.1.3", "Bad recipient address syntax")
 NOT_INTERNATIONAL: Final = Reply(553, "5.6.7", "A non-ASCII address needs SMTPUTF8")
 NO_SMTPUTF8: Final = Reply(555, "5.5.4", "Parameter SMTPUTF8 not supported")
+HOLD_TOO_LONG: Final = Reply(501, "5.5.4", "The message cannot be held so long")
 NO_BINARY: Final = Reply(501, "5.5.4", "BODY=BINARYMIME is not supported")
 BINARY_BY_DATA: Final = Reply(503, "5.5.1", "BODY=BINARYMIME needs BDAT")
 

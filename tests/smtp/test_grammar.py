@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptt.smtp import MailParams, ProtocolError, RcptParams
+from ptt.smtp.encodings import utf8_xtext_decode, utf8_xtext_encode, xtext_decode, xtext_encode
 from ptt.smtp.grammar import is_domain, parse_forward_path, parse_mailbox, parse_reverse_path
 from ptt.smtp.params import (
     format_mail_params,
     format_rcpt_params,
     parse_mail_params,
     parse_rcpt_params,
-    xtext_decode,
-    xtext_encode,
 )
 
 MAILBOXES = [
@@ -159,12 +158,53 @@ def test_xtext_round_trip(text: str) -> None:
     assert xtext_decode(encoded) == text
 
 
+@given(st.text(st.characters(min_codepoint=0x20, exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))
+def test_utf8_xtext_round_trip(text: str) -> None:
+    encoded = utf8_xtext_encode(text)
+    assert encoded.isascii()
+    assert not set(encoded) & set(" +=")
+    assert utf8_xtext_decode(encoded) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a+b",
+        "a b",
+        "a=b",
+        "\\",
+        "\\x{}",
+        "\\x{5C",
+        "\\x{0FC}",
+        "\\x{61}",
+        "\\x{D800}",
+        "\\x{110000}",
+        "\\x{fcg}",
+        "\x85",
+    ],
+)
+def test_what_is_not_utf8_xtext(text: str) -> None:
+    assert utf8_xtext_decode(text) is None
+
+
+def test_both_forms_of_an_international_orcpt() -> None:
+    for wire in ("utf-8;\\x{FC}ser\\x{2B}x@b\\x{FC}cher.de", "UTF-8;üser\\x{2B}x@bücher.de"):
+        params = parse_rcpt_params(" ORCPT=" + wire, ALL)
+        assert params.orcpt.partition(";")[2] == "üser+x@bücher.de"
+        assert format_rcpt_params(params, ALL).lower() == " orcpt=utf-8;\\x{fc}ser\\x{2b}x@b\\x{fc}cher.de"
+
+
 @pytest.mark.parametrize("text", ["a+2", "a+2g", "a b", "a=b", "+ff", "+FF", "ü", "a\n"])
 def test_what_is_not_xtext(text: str) -> None:
     assert xtext_decode(text) is None
 
 
-ALL = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH", "NOTIFY", "ORCPT", "XTRA"})
+ALL = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH", "NOTIFY", "ORCPT", "XTRA"}) | {
+    "HOLDFOR",
+    "HOLDUNTIL",
+    "MT-PRIORITY",
+}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +213,8 @@ ALL = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH", "NOTIFY", "
         MailParams(),
         MailParams(1, "7BIT", True, "FULL", "Q=+ 1", extra=(("XTRA", "1"),)),
         MailParams(extra=(("XTRA", ""),)),
+        MailParams(body="BINARYMIME", hold_for=0, priority=-9),
+        MailParams(hold_until=1_800_000_000, priority=9),
     ],
 )
 def test_mail_params_round_trip(params: MailParams) -> None:
@@ -204,6 +246,19 @@ def test_rcpt_params_round_trip(params: RcptParams) -> None:
         "A==1",
         "SIZE=1=2",
         "RET=FULL RET=FULL",
+        "HOLDFOR",
+        "HOLDFOR=",
+        "HOLDFOR=-1",
+        "HOLDFOR=1000000000",
+        "HOLDFOR=1 HOLDUNTIL=2030-01-01T00:00:00Z",
+        "HOLDUNTIL=2030-01-01",
+        "HOLDUNTIL=2030-02-30T00:00:00Z",
+        "HOLDUNTIL=2030-01-01T00:00:00",
+        "HOLDUNTIL=2030-W01-1T00:00:00Z",
+        "MT-PRIORITY=10",
+        "MT-PRIORITY=-0",
+        "MT-PRIORITY=+1",
+        "MT-PRIORITY",
     ],
 )
 def test_bad_mail_params(text: str) -> None:
@@ -222,9 +277,25 @@ def test_bad_mail_params(text: str) -> None:
         "ORCPT=x",
         "ORCPT=;x",
         "ORCPT=rfc822;+0A",
+        "ORCPT=utf-8;\\x{0A}",
+        "ORCPT=utf-8;+2B",
+        "ORCPT=utf-8;",
         "ORCPT=rfc822;" + "x" * 500,
     ],
 )
 def test_bad_rcpt_params(text: str) -> None:
     with pytest.raises(ProtocolError):
         parse_rcpt_params(" " + text, ALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2030-01-01T00:00:00Z", 1_893_456_000),
+        ("2030-01-01t01:00:00.5+01:00", 1_893_456_000),
+        ("2029-12-31T23:00:00-01:00", 1_893_456_000),
+        ("0001-01-01T00:00:00+23:59", 0),
+    ],
+)
+def test_hold_until(text: str, seconds: int) -> None:
+    assert parse_mail_params(f" HOLDUNTIL={text}", ALL).hold_until == seconds

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from ptt.smtp import (
     states,
 )
 from ptt.smtp.conduct import MAX_IDLE_COMMANDS
+from ptt.smtp.config import FutureRelease
 from ptt.smtp.handlers import MAX_LINE
 from ptt.smtp.replies import SHUTTING_DOWN
 from ptt.smtp.server import MAX_AUTH_LINE, MAX_PARAMETER_LINE
@@ -282,3 +284,53 @@ def test_twenty_mebibytes(config: ServerConfig) -> None:
     event = session.next_event()
     assert isinstance(event, MessageComplete)
     assert event.size == 63 * 1024 * 320
+
+
+def transaction(serve: Callable[..., Any], config: ServerConfig, *lines: str) -> list[str]:
+    """The codes that are said to some commands after EHLO."""
+    wire = "".join(line + "\r\n" for line in ("EHLO c", *lines)).encode()
+    replies = serve([wire], config, tls=True).output.decode().split("\r\n")[:-1]
+    return [" ".join(r.split()[:2]) for r in replies[-len(lines) :]]
+
+
+def test_future_release(serve: Callable[..., Any]) -> None:
+    config = ServerConfig("mx.example.org", future_release=FutureRelease(3600, lambda: 1_893_456_000.5))
+    run = functools.partial(transaction, serve, config)
+    assert b"250 FUTURERELEASE 3600 2030-01-01T01:00:00Z\r\n" in serve([b"EHLO c\r\n"], config).output
+    for good in ("HOLDFOR=3600", "HOLDFOR=0", "HOLDUNTIL=2030-01-01T01:00:00Z", "HOLDUNTIL=1999-01-01T00:00:00Z"):
+        assert run(f"MAIL FROM:<a@b.org> {good}") == ["250 2.1.0"]
+    for bad in ("HOLDFOR=3601", "HOLDUNTIL=2030-01-01T01:00:01Z"):
+        assert run(f"MAIL FROM:<a@b.org> {bad}") == ["501 5.5.4"]
+
+
+@pytest.mark.parametrize("parameter", ["HOLDFOR=1", "MT-PRIORITY=1", "BODY=BINARYMIME", "SMTPUTF8", "RET=FULL"])
+def test_what_is_not_switched_on_is_refused(parameter: str, serve: Callable[..., Any]) -> None:
+    config = ServerConfig("mx.example.org")
+    assert transaction(serve, config, f"MAIL FROM:<a@b.org> {parameter}")[0][:3] in ("555", "501")
+    for keyword in ("FUTURERELEASE", "MT-PRIORITY", "BINARYMIME", "CHUNKING", "SMTPUTF8", "DSN", "LIMITS"):
+        assert keyword not in "\n".join(config.ehlo_lines(tls=True, authenticated=True))
+
+
+INTERNATIONAL = ServerConfig("mx.example.org", smtputf8=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "codes"),
+    [
+        (["MAIL FROM:<ü@b.org>"], ["553 5.6.7"]),
+        (["MAIL FROM:<u@bü.org>"], ["553 5.6.7"]),
+        (["MAIL FROM:<u@b.org>", "RCPT TO:<ü@b.org>"], ["250 2.1.0", "553 5.6.7"]),
+        (["MAIL FROM:<u@b.org> SMTPUTF8", "RCPT TO:<ü@bü.org>"], ["250 2.1.0", "250 2.1.5"]),
+        (["MAIL FROM:<ü@bü.org> SMTPUTF8", "RCPT TO:<u@b.org>"], ["250 2.1.0", "250 2.1.5"]),
+        (["MAIL FROM:<u@xn--b-xga.org>"], ["250 2.1.0"]),
+        (["MAIL FROM:<ü@\u2028.org> SMTPUTF8"], ["501 5.1.7"]),
+        (["MAIL FROM:<u@b.org> SMTPUTF8", "RCPT TO:<u@\u0640\ufffd.org>"], ["250 2.1.0", "501 5.1.3"]),
+        (["MAIL FROM:<u@" + "ü" * 60 + ".org> SMTPUTF8"], ["501 5.1.7"]),
+        (["VRFY ü"], ["553 5.6.7"]),
+        (["VRFY ü SMTPUTF8"], ["252 2.1.5"]),
+        (["VRFY u smtputf8"], ["252 2.1.5"]),
+        (["VRFY u"], ["252 2.1.5"]),
+    ],
+)
+def test_international_addresses(lines: list[str], codes: list[str], serve: Callable[..., Any]) -> None:
+    assert transaction(serve, INTERNATIONAL, *lines) == codes
