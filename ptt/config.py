@@ -105,6 +105,7 @@ class Zone(_Section, frozen=True):
     primary: str  # HOST:PORT of the primary DNS server
     key_file: str  # TSIG key, as BIND's tsig-keygen prints it
     ttl: Positive = 3600
+    manage: tuple[Literal["dkim", "spf", "dmarc"], ...] = ("dkim",)  # which records of the zone are ours to write
 
 
 class Dns(_Section, frozen=True):
@@ -114,6 +115,7 @@ class Dns(_Section, frozen=True):
     zones: tuple[Zone, ...] = ()
     recheck_seconds: Seconds = 300.0  # how often a published key is read back
     retry_seconds: Seconds = 5.0  # how soon a failed publication is tried again
+    authority_port: Port = 53  # of the authoritative servers, which are asked directly (another one in tests)
 
 
 class Retry(_Section, frozen=True):

@@ -84,6 +84,12 @@ METRICS: tuple[Metric, ...] = (
         "1 when the key is served by DNS as it is here",
         ("domain", "selector"),
     ),
+    Metric(
+        "ptt_dkim_drift_total",
+        "counter",
+        "Records of keys in use that a server was seen to have changed or lost, by domain",
+        ("domain", "what"),
+    ),
     Metric("ptt_directory_commit_info", "gauge", "The commit of the git database in force", ("commit",)),
     Metric("ptt_directory_bad_commits_total", "counter", "Commits of the git database that were refused"),
     Metric("ptt_directory_fetch_errors_total", "counter", "Fetches from the git remote that failed"),

@@ -13,6 +13,7 @@ need() { # need PROGRAM PACKAGE...
 need named bind9
 need tsig-keygen bind9
 need nsupdate bind9-dnsutils
+need knotd knot
 need unbound unbound
 need postfix postfix libsasl2-modules
 need swaks swaks libnet-ssleay-perl

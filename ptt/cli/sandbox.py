@@ -121,6 +121,7 @@ class Sandbox:
         dns_table = document.setdefault("dns", tomlkit.table())
         dns_table["resolvers"] = [f"127.0.0.1:{self.dns_port}"]
         dns_table["retry_seconds"] = 0.5
+        dns_table["authority_port"] = self.dns_port
         zone = tomlkit.inline_table()
         zone.update({"name": self.domain, "primary": f"127.0.0.1:{self.dns_port}", "key_file": "tsig.key"})
         zones = tomlkit.array()

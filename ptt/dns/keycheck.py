@@ -1,4 +1,4 @@
-"""One look at each key: is it in DNS as it is here, and if not and the zone is ours, put it there.
+"""One look at each key: does DNS serve it everywhere as it is here, and if not and the zone is ours, put it there.
 
 Called by the publisher and by ``publish_once``. Keeps nothing: what was served before comes in.
 """
@@ -11,15 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 import gevent.pool
 import msgspec
 
-from ptt.config import Dns, Zone
+from ptt.config import Config, Zone
 from ptt.dkim.keys import record_name
-from ptt.dns.resolver import DnsError, Resolver, TemporaryFailure
-from ptt.dns.update import NotReached, TsigKey, TsigKeyError, UpdateError, publish_txt, read_back
+from ptt.dns.authority import Authorities, Fault
+from ptt.dns.ownership import standing
+from ptt.dns.ownzones import OwnZones, Place, zone_of
+from ptt.dns.resolver import DnsError, TemporaryFailure
+from ptt.dns.update import NotReached, TsigKeyError, UpdateError
 from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.signer.state import PublicKey
 
 MAX_GROUPS = 100  # primaries, or look-ups through the resolver, worked on at once
+MAX_FAULTS = 3  # servers that a reason names
 
 KeyId = tuple[str, str]  # domain, selector
 
@@ -45,81 +49,130 @@ def key_id(key: PublicKey) -> KeyId:
 class KeyCheck:
     """``check`` goes through keys; ``log`` hears of what was written to DNS and why."""
 
-    def __init__(self, config: Dns, log: Log, counters: Counters) -> None:
+    def __init__(self, config: Config, log: Log, counters: Counters) -> None:
         self._config = config
         self._log = log
         self._counters = counters
-        self._resolver: Resolver | None = None  # made when a key first needs it
-        self._silent: set[str] = set()  # primaries that did not answer when last asked
+        self._authorities = Authorities(config.dns, counters)
+        self._zones = OwnZones(config, self._authorities)
+        self._silent: set[str] = set()  # servers that did not answer when last asked
 
     def check(self, keys: Iterable[PublicKey], before: Set[KeyId]) -> Iterator[list[Result]]:
         """Results as they come: the keys of one primary one after the other, primaries beside each other.
 
         ``before``: the keys that were served, as they are now, when last seen.
         """
-        groups: dict[str, list[tuple[PublicKey, Zone | None]]] = defaultdict(list)
+        groups: dict[str, list[PublicKey]] = defaultdict(list)
         for key in keys:
-            zone = zone_of(key.domain, self._config.zones)
-            groups[zone.primary if zone else f"domain {key.domain}"].append((key, zone))
+            zone = zone_of(key.domain, self._config.dns.zones)
+            groups[zone.primary if zone else f"domain {key.domain}"].append(key)
         pool = gevent.pool.Pool(MAX_GROUPS)
         yield from pool.imap_unordered(lambda group: self._group(group, before), groups.values())
 
-    def _group(self, group: Sequence[tuple[PublicKey, Zone | None]], before: Set[KeyId]) -> list[Result]:
+    def withdraw(self, key: PublicKey) -> str:
+        """Remove the record of a key from DNS. "": no server has it any more; else what is waited for.
+
+        A record that is neither ours nor this key's stays.
+        """
+        try:
+            place = self._zones.find(record_name(key.domain, key.selector))
+            if place.zone is not None and self._removable(place, key):
+                self._zones.write(place, None)
+                what = {"domain": key.domain, "selector": key.selector}
+                self._log.event("DKIM record removed", primary=place.zone.primary, **what)
+            left = self._authorities.faults(place.name, lambda texts: _still(key.record, texts))
+        except (UpdateError, TsigKeyError, DnsError, ValueError) as e:
+            return str(e)
+        loud = _loud(left)
+        if loud and place.zone is None:
+            return f"{place.name} is in no zone of ours: remove it there"
+        return loud
+
+    def _removable(self, place: Place, key: PublicKey) -> bool:
+        texts = place.there.texts
+        whose = standing(texts, False, place.marker.texts, self._config.hostname)
+        return (
+            whose in ("ours", "edited")
+            or bool(texts and not difference(key.record, texts))
+            or (whose == "free" and bool(place.marker.records))
+        )
+
+    def _group(self, group: Sequence[PublicKey], before: Set[KeyId]) -> list[Result]:
         """After a server did not answer, the rest of its keys does not wait for it again."""
         results: list[Result] = []
         down = ""
-        for key, zone in group:
+        for key in group:
             served = key_id(key) in before
             if down:
                 results.append(Result(key, served, down, reached=False))
                 continue
             try:
-                results.append(self._in_zone(key, zone, served) if zone else self._elsewhere(key))
+                results.append(self._one(key, served))
             except (NotReached, TemporaryFailure) as e:
                 down = str(e)
-                if zone and zone.primary not in self._silent:
-                    self._silent.add(zone.primary)
-                    self._log.warning("DNS primary silent", primary=zone.primary, reason=down)
+                zone = zone_of(key.domain, self._config.dns.zones)
+                self._hear(zone.primary if zone else f"of {key.domain}", down)
                 results.append(Result(key, served, down, reached=False))
             except (UpdateError, TsigKeyError, DnsError, ValueError) as e:
                 results.append(Result(key, False, str(e)))
         return results
 
-    def _in_zone(self, key: PublicKey, zone: Zone, before: bool) -> Result:
-        """Raises NotReached, UpdateError, TsigKeyError, ValueError."""
-        name, timeout = record_name(key.domain, key.selector), self._config.timeout_seconds
-        found = difference(key.record, read_back(zone.primary, name, timeout))
-        if zone.primary in self._silent:
-            self._silent.remove(zone.primary)
-            self._log.event("DNS primary answers", primary=zone.primary)
-        if not found:
-            return Result(key, True)
-        if before:
-            self._log.warning("DKIM record drifted", domain=key.domain, selector=key.selector, found=found)
-        tsig = TsigKey.load(zone.key_file)
-        publish_txt(zone.primary, zone.name, tsig, name, key.record.encode("ascii"), zone.ttl, timeout)
-        self._log.event("DKIM record published", domain=key.domain, selector=key.selector, primary=zone.primary)
-        why = difference(key.record, read_back(zone.primary, name, timeout))
-        return Result(key, not why, why, updated=True)
-
-    def _elsewhere(self, key: PublicKey) -> Result:
-        """A domain in no zone of ours: what the resolver says. Raises DnsError's kinds, ValueError."""
-        if self._resolver is None:
-            self._resolver = Resolver(self._config.resolvers, self._config.timeout_seconds, 100, self._counters)
+    def _one(self, key: PublicKey, before: bool) -> Result:
+        """Raises NotReached, UpdateError, TsigKeyError, DnsError's kinds, ValueError."""
         name = record_name(key.domain, key.selector)
-        self._resolver.forget(name)
-        why = difference(key.record, self._resolver.txt(name))
-        return Result(key, not why, why)
+        place = self._zones.find(name)
+        updated = False
+        if place.zone is not None:
+            self._hear(place.zone.primary, "")
+            if why := difference(key.record, place.there.texts):
+                updated, why = self._publish(key, place, place.zone, why, before)
+                if not updated:
+                    return Result(key, False, why)
+        faults = self._authorities.faults(name, lambda texts: difference(key.record, texts))
+        for fault in faults:
+            if fault.what == "silent":
+                self._log.debug("DNS server silent", server=fault.server, reason=fault.why)
+            elif before and not updated:
+                self._drifted(key, fault.what, str(fault))
+        if loud := _loud(faults):
+            return Result(key, False, loud, updated=updated)
+        silent = "; ".join(str(fault) for fault in faults[:MAX_FAULTS])
+        return Result(key, before or not silent, silent, updated=updated)
+
+    def _publish(self, key: PublicKey, place: Place, zone: Zone, found: str, before: bool) -> tuple[bool, str]:
+        """Write the record if it is ours to write; was it, and if not, why not."""
+        whose = standing(place.there.texts, False, place.marker.texts, self._config.hostname)
+        if before:
+            self._drifted(key, "changed" if place.there.records else "gone", found)
+        if "dkim" not in zone.manage:
+            return False, f'{found}; dns.zones of {zone.name} does not have "dkim" in manage'
+        if whose == "foreign":
+            return False, f"{found}; it is not ours, so it is not replaced"
+        self._zones.write(place, key.record.encode("ascii"))
+        self._log.event("DKIM record published", domain=key.domain, selector=key.selector, primary=zone.primary)
+        return True, ""
+
+    def _drifted(self, key: PublicKey, what: str, found: str) -> None:
+        self._counters.count("ptt_dkim_drift_total", key.domain, what)
+        self._log.warning("DKIM record drifted", domain=key.domain, selector=key.selector, what=what, found=found)
+
+    def _hear(self, server: str, silent: str) -> None:
+        """Log when a server falls silent, and when it answers again."""
+        if silent and server not in self._silent:
+            self._silent.add(server)
+            self._log.warning("DNS primary silent", primary=server, reason=silent)
+        elif not silent and server in self._silent:
+            self._silent.remove(server)
+            self._log.event("DNS primary answers", primary=server)
 
 
-def zone_of(domain: str, zones: Iterable[Zone]) -> Zone | None:
-    """The longest zone that ``domain`` lies in."""
-    fitting = [z for z in zones if f".{domain}".endswith(f".{_bare(z)}")]
-    return max(fitting, key=lambda zone: len(_bare(zone)), default=None)
+def _loud(faults: Iterable[Fault]) -> str:
+    """What the servers say that do answer, and answer wrongly."""
+    return "; ".join([str(fault) for fault in faults if fault.what != "silent"][:MAX_FAULTS])
 
 
-def _bare(zone: Zone) -> str:
-    return zone.name.lower().removesuffix(".")
+def _still(record: str, texts: Sequence[bytes]) -> str:
+    return "still serves the key" if any(not difference(record, [text]) for text in texts) else ""
 
 
 def difference(record: str, found: Sequence[bytes]) -> str:

@@ -39,7 +39,7 @@ class Publisher:
         self._clock = clock
         self._path = state_path(config)
         self._files = KeyFiles(config.signer.public)
-        self._check = KeyCheck(config.dns, log, counters)
+        self.check = KeyCheck(config, log, counters)
         self._states: dict[KeyId, KeyState] = {(s.domain, s.selector): s for s in read_state(self._path)}
         self._due: dict[KeyId, tuple[str, float]] = {}  # of which record, and when it is checked again
         self._said: dict[KeyId, tuple[bool, str]] = {}  # what was logged last
@@ -94,7 +94,7 @@ class Publisher:
     def _work(self, keys: Sequence[PublicKey]) -> list[Result]:
         before = served_before(keys, self._states)
         results: list[Result] = []
-        for group in self._check.check(keys, before):
+        for group in self.check.check(keys, before):
             for result in group:
                 self._note(result)
             results += group
@@ -137,7 +137,7 @@ def publish_once(config: Config, domain: str | None = None) -> list[Result]:
     public = config.signer.public
     keys = public_keys(public, domain) if domain is not None else all_public_keys(public)
     states = {(s.domain, s.selector): s for s in read_state(state_path(config))}
-    check = KeyCheck(config.dns, Log("dns", "error"), Counters())
+    check = KeyCheck(config, Log("dns", "error"), Counters())
     results = [result for group in check.check(keys, served_before(keys, states)) for result in group]
     return sorted(results, key=lambda result: result.id)
 

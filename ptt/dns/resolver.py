@@ -25,7 +25,7 @@ import dns.rrset
 import gevent
 import gevent.event
 import gevent.pool
-from dns.rdatatype import AAAA, MX, TXT, A, RdataType
+from dns.rdatatype import AAAA, CNAME, MX, NS, TXT, A, RdataType
 
 from ptt.dns.cache import TtlCache
 from ptt.dns.exchange import BadAnswer, NoAnswer, Server, ask, question
@@ -147,6 +147,18 @@ class Resolver:
         """Each TXT record with its strings joined. Raises DnsError's kinds."""
         return self._records(self._start(name, TXT))
 
+    def name_servers(self, zone: str) -> list[str]:
+        """The NS records of a zone. Raises DnsError's kinds; NoData: ``zone`` is no zone's top."""
+        return self._records(self._start(zone, NS))
+
+    def alias(self, name: str) -> str:
+        """The target of the CNAME record at ``name``, asked anew; "" when there is none. Raises TemporaryFailure."""
+        self.forget(name, CNAME)
+        try:
+            return str(self._records(self._start(name, CNAME))[0])
+        except (NoData, NoSuchDomain):
+            return ""
+
     def forget(self, name: str, rdtype: RdataType = TXT) -> None:
         """Drop a cached answer, so that the next question is asked."""
         self._cache.put((_canonical(name), rdtype), _Outcome(()), 0)
@@ -259,6 +271,8 @@ def _convert(rrset: dns.rrset.RRset, rdtype: RdataType) -> tuple[Any, ...]:
     if rdtype == MX:
         hosts = [(int(r.preference), _canonical(r.exchange.to_text())) for r in records]
         return tuple(sorted(hosts, key=lambda pair: pair[0])[:MAX_RECORDS])
+    if rdtype in (NS, CNAME):
+        return tuple(_canonical(r.target.to_text()) for r in records)[:MAX_RECORDS]
     if rdtype == TXT:
         return tuple(b"".join(r.strings) for r in records)[:MAX_RECORDS]
     return tuple(str(r.address) for r in records)[:MAX_RECORDS]

@@ -1,6 +1,7 @@
-"""Dynamic update of one TXT record (RFC 2136) in a primary server, signed with TSIG (RFC 8945), and its reading back.
+"""Dynamic update of TXT records (RFC 2136) in a primary server, signed with TSIG (RFC 8945), and their reading back.
 
-Called by the publisher and the ``ptt dns`` commands. Only the named TXT record set is ever touched.
+Called by the publisher and the ``ptt dns`` commands. Only the named TXT record sets are ever touched, and only if they
+still are what they were when they were read.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import binascii
 import os
 import re
 import stat
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import dns.exception
 import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
-import dns.rdata
 import dns.rdataclass
 import dns.rdataset
 import dns.rdatatype
 import dns.tsig
 import dns.update
 import msgspec
+from dns.rdtypes.ANY.TXT import TXT
 
 from ptt.dns.exchange import BadAnswer, NoAnswer, Server, ask_tcp, question
 
@@ -55,6 +57,10 @@ class UpdateError(Exception):
         self.rcode = rcode
         self.reason = reason
         super().__init__(f"{rcode}: {reason}" if rcode else reason)
+
+
+class ChangedMeanwhile(UpdateError):
+    """A record set is no longer what it was when it was read; nothing was written."""
 
 
 class NotReached(UpdateError):
@@ -108,53 +114,84 @@ class TsigKey(msgspec.Struct, frozen=True):
         return cls(found["name"], algorithm, secret)
 
 
-def publish_txt(primary: str, zone: str, key: TsigKey, name: str, text: bytes, ttl: int, timeout: float) -> None:
-    """Make ``text`` the only TXT record at ``name``, a name inside ``zone``. ``primary``: "HOST:PORT"; ``ttl`` and
-    ``timeout`` in seconds. Raises UpdateError, NotReached, ValueError (a name or text that DNS cannot hold).
-    """
+class Change(NamedTuple):
+    """One TXT record set: what it was when it was read, and what it shall be. Records are ``look``'s, or ``txt``'s."""
+
+    name: str
+    before: Sequence[TXT]
+    after: Sequence[TXT]
+
+
+class Look(NamedTuple):
+    """What an authoritative server says of a name: its TXT records, or the name that it is an alias of."""
+
+    records: tuple[TXT, ...]
+    alias: str = ""
+
+    @property
+    def texts(self) -> list[bytes]:
+        """Each record with its strings joined."""
+        return [text_of(record) for record in self.records]
+
+
+def txt(text: bytes) -> TXT:
+    """A TXT record, cut into strings of 255 octets. Raises ValueError for what one cannot hold."""
     if not 0 < len(text) <= MAX_TEXT:
         raise ValueError(f"{len(text)} octets do not fit a TXT record here")
     strings = [text[n : n + STRING_OCTETS] for n in range(0, len(text), STRING_OCTETS)]
-    rdata = dns.rdata.from_text("IN", "TXT", " ".join(_quoted(s) for s in strings))
-    message = _update(zone, key)
-    message.replace(_name(name), dns.rdataset.from_rdata(ttl, rdata))
-    _send(message, primary, timeout)
+    return TXT(dns.rdataclass.IN, dns.rdatatype.TXT, strings)
 
 
-def delete_txt(primary: str, zone: str, key: TsigKey, name: str, timeout: float) -> None:
-    """Remove the TXT records at ``name``, if there are any. Raises UpdateError, NotReached, ValueError."""
-    message = _update(zone, key)
-    message.delete(_name(name), "TXT")
-    _send(message, primary, timeout)
+def text_of(record: TXT) -> bytes:
+    """The strings of a record, joined."""
+    return b"".join(record.strings)
 
 
-def read_back(primary: str, name: str, timeout: float) -> list[bytes]:
-    """The TXT records at ``name`` as the authoritative server ``primary`` serves them, strings joined; none: [].
+def update_txt(primary: str, zone: str, key: TsigKey, changes: Sequence[Change], ttl: int, timeout: float) -> None:
+    """Make all ``changes`` in one transaction, if each set still is what it was ``before`` (RFC 2136 2.4): else none.
+
+    ``primary``: "HOST:PORT"; ``zone`` holds the names; ``ttl`` and ``timeout`` in seconds.
+    Raises ChangedMeanwhile, UpdateError, NotReached, ValueError (a name that DNS cannot hold).
+    """
+    message = dns.update.UpdateMessage(_name(zone), keyring=key.for_dnspython(), keyalgorithm=key.algorithm)
+    for change in changes:
+        name = _name(change.name)
+        if change.before:
+            message.present(name, dns.rdataset.from_rdata_list(0, list(change.before)))
+        else:
+            message.absent(name, "TXT")
+        for record in change.before:
+            if record not in change.after:
+                message.delete(name, record)
+        for record in change.after:
+            if record not in change.before:
+                message.add(name, ttl, record)
+    answer = _exchange(message, primary, timeout)
+    if answer.rcode() in (dns.rcode.YXRRSET, dns.rcode.NXRRSET, dns.rcode.YXDOMAIN, dns.rcode.NXDOMAIN):
+        raise ChangedMeanwhile(dns.rcode.to_text(answer.rcode()), f"{primary}: somebody changed the record meanwhile")
+    if answer.rcode() != dns.rcode.NOERROR:
+        raise _error(answer.rcode(), primary)
+
+
+def look(server: str, name: str, timeout: float) -> Look:
+    """The TXT records at ``name`` as the authoritative ``server`` ("HOST:PORT") serves them, or the alias there.
 
     Asked over TCP, which nobody answers from beside the path.
     Raises NotReached, UpdateError (not authoritative, SERVFAIL), ValueError.
     """
-    query = question(_name(name), dns.rdatatype.TXT, recursive=False)
-    answer = _exchange(query, primary, timeout)
+    wanted = _name(name)
+    query = question(wanted, dns.rdatatype.TXT, recursive=False)
+    answer = _exchange(query, server, timeout)
     if answer.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-        raise _error(answer.rcode(), primary)
+        raise _error(answer.rcode(), server)
     if not answer.flags & dns.flags.AA:
-        raise UpdateError(dns.rcode.to_text(answer.rcode()), f"{primary} is not authoritative for {name}")
-    try:
-        found = cast(dns.message.QueryMessage, answer).resolve_chaining().answer
-    except dns.exception.DNSException as e:
-        raise UpdateError("", f"{primary}: its answer contradicts itself") from e
-    return [b"".join(cast(Any, record).strings) for record in found or ()]
-
-
-def _update(zone: str, key: TsigKey) -> dns.update.UpdateMessage:
-    return dns.update.UpdateMessage(_name(zone), keyring=key.for_dnspython(), keyalgorithm=key.algorithm)
-
-
-def _send(message: dns.update.UpdateMessage, primary: str, timeout: float) -> None:
-    answer = _exchange(message, primary, timeout)
-    if answer.rcode() != dns.rcode.NOERROR:
-        raise _error(answer.rcode(), primary)
+        raise UpdateError(dns.rcode.to_text(answer.rcode()), f"{server} is not authoritative for {name}")
+    for rrset in answer.answer:
+        if rrset.name == wanted and rrset.rdtype == dns.rdatatype.CNAME:
+            return Look((), cast(Any, rrset[0]).target.to_text().lower().removesuffix("."))
+        if rrset.name == wanted and rrset.rdtype == dns.rdatatype.TXT:
+            return Look(tuple(cast(Any, rrset)))
+    return Look(())
 
 
 def _exchange(query: dns.message.Message, primary: str, timeout: float) -> dns.message.Message:
@@ -189,8 +226,3 @@ def _name(text: str) -> dns.name.Name:
         return dns.name.from_text(text)
     except dns.exception.DNSException as e:
         raise ValueError(f"{text[:80]!r} is not a domain name") from e
-
-
-def _quoted(string: bytes) -> str:
-    """A string of a TXT record in presentation format (RFC 1035 5.1)."""
-    return '"' + "".join(chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:03d}" for c in string) + '"'

@@ -79,8 +79,8 @@ class ZoneData:
             return dns.rcode.FORMERR
         if zone not in self._zones:
             return dns.rcode.NOTAUTH
-        if update.prerequisite:
-            return dns.rcode.NOTIMP
+        if wrong := self._prerequisites(update.prerequisite, zone):
+            return wrong
         for change in update.update:
             if self._zone_of(change.name) != zone:
                 return dns.rcode.NOTZONE
@@ -93,6 +93,26 @@ class ZoneData:
         self._serial += 1
         soa = cast(Any, self._names[zone][SOA][0]).replace(serial=self._serial)
         self._names[zone][SOA] = dns.rdataset.from_rdata(DEFAULT_TTL, soa)
+        return dns.rcode.NOERROR
+
+    def _prerequisites(self, wanted: Iterable[dns.rrset.RRset], zone: dns.name.Name) -> dns.rcode.Rcode:
+        """NOERROR when all hold (RFC 2136 3.2). Record sets with values come in parts, one record each."""
+        sets: dict[tuple[dns.name.Name, RdataType], set[Any]] = {}
+        for one in wanted:
+            if self._zone_of(one.name) != zone:
+                return dns.rcode.NOTZONE
+            known = self._names.get(one.name, {})
+            there = bool(known) if one.rdtype == dns.rdatatype.ANY else one.rdtype in known
+            name_only = one.rdtype == dns.rdatatype.ANY
+            if one.deleting == dns.rdataclass.NONE and there:
+                return dns.rcode.YXDOMAIN if name_only else dns.rcode.YXRRSET
+            if one.deleting == dns.rdataclass.ANY and not there:
+                return dns.rcode.NXDOMAIN if name_only else dns.rcode.NXRRSET
+            if one.deleting is None:
+                sets.setdefault((one.name, one.rdtype), set()).update(one)
+        for (name, rdtype), records in sets.items():
+            if set(self._names.get(name, {}).get(rdtype, ())) != records:
+                return dns.rcode.NXRRSET
         return dns.rcode.NOERROR
 
     def _change(self, change: dns.rrset.RRset) -> None:

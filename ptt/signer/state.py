@@ -112,7 +112,9 @@ def all_public_keys(public: str) -> list[PublicKey]:
 
 
 class Active(NamedTuple):
-    """The keys of one domain. ``signing``: the newest that is served of each kind (RSA, Ed25519); ``known``: any."""
+    """The keys of one domain. ``signing``: the newest that is served of each kind, Ed25519 only beside RSA where there is
+    an RSA key; ``known``: there are keys.
+    """
 
     signing: tuple[PublicKey, ...]
     known: bool
@@ -169,6 +171,8 @@ class KeyView:
             record = self._served.get((domain, key.selector))
             if record is not None and same_key(record, key.record):
                 signing.setdefault(key.algorithm == "ed25519", key)
+        if False not in signing and any(key.algorithm != "ed25519" for key in keys):
+            signing.clear()  # most verifiers know no Ed25519: for them the mail would be unsigned
         return Active(tuple(signing[kind] for kind in sorted(signing)), bool(keys))
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from ptt import config as configuration
 from ptt.config import Config, Zone
-from ptt.dns.keycheck import difference, zone_of
+from ptt.dns.keycheck import difference
 from ptt.dns.keyfiles import KeyFiles
+from ptt.dns.ownzones import zone_of
 from ptt.dns.publish import MAX_STEP, Publisher, publish_once
-from ptt.dns.update import TsigKey, publish_txt, read_back
+from ptt.dns.update import Change, TsigKey, look, txt, update_txt
 from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.signer.state import read_state, state_path
@@ -56,6 +57,7 @@ class Site:
         (directory / "public").mkdir(exist_ok=True)
         zones = f'[[dns.zones]]\nname = "example.test"\nprimary = "{primary}"\nkey_file = "{key_file}"\nttl = 60\n'
         resolvers = f'[dns]\ntimeout_seconds = 2.0\nresolvers = ["{resolver or primary}"]\n'
+        resolvers += f"authority_port = {primary.rpartition(':')[2]}\n"
         (directory / "ptt.toml").write_text(f'hostname = "mail.example.test"\n{resolvers}{zones}')
         self.config: Config = configuration.load(directory / "ptt.toml")
         self.again()
@@ -84,6 +86,10 @@ def site(tmp: pathlib.Path, primary) -> Site:
     return Site(tmp, primary.address, primary.key_file)
 
 
+def read_back(address: str, name: str, timeout: float) -> list[bytes]:
+    return look(address, name, timeout).texts
+
+
 def name_of(selector: str, domain: str = "example.test") -> str:
     return f"{selector}._domainkey.{domain}"
 
@@ -104,7 +110,7 @@ class TestPublisher:
     def test_what_is_there_already_is_not_written_again(self, site: Site, primary) -> None:
         key = TsigKey.load(primary.key_file)
         spaced = RECORD.replace("; ", " ;").replace("p=", "p= ")
-        publish_txt(primary.address, "example.test", key, name_of("there"), spaced.encode(), 60, 2)
+        update_txt(primary.address, "example.test", key, [Change(name_of("there"), (), [txt(spaced.encode())])], 60, 2)
         site.key("example.test", "there")
         (result,) = site.publisher.run_once()
         assert (result.served, result.updated) == (True, False)
@@ -123,7 +129,9 @@ class TestPublisher:
         site.key("example.test", "drift")
         site.publisher.step()
         key = TsigKey.load(primary.key_file)
-        publish_txt(primary.address, "example.test", key, name_of("drift"), OTHER.encode(), 60, 2)
+        before = look(primary.address, name_of("drift"), 2).records
+        change = Change(name_of("drift"), before, [txt(OTHER.encode())])
+        update_txt(primary.address, "example.test", key, [change], 60, 2)
         site.clock.now += site.config.dns.recheck_seconds - 1
         assert site.publisher.step() == []
         site.clock.now += 1
@@ -149,7 +157,7 @@ class TestPublisher:
         site.key("other.test", "foreign")
         (result,) = site.publisher.run_once()
         assert (result.served, result.updated) == (False, False)
-        assert "no such domain" in result.why
+        assert result.why == "ns.other.test (127.0.0.1): no record there; the resolver: no record there"
 
     def test_a_removed_key_is_forgotten(self, site: Site) -> None:
         site.key("example.test", "stays")

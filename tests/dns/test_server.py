@@ -6,6 +6,7 @@ import pathlib
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 
 import dns.message
 import dns.rcode
@@ -141,9 +142,26 @@ def test_what_it_does_not_do(responder: Responder) -> None:
     for rdtype in ("AXFR", "ANY"):
         assert respond(responder, dns.message.make_query("demo.example", rdtype)).rcode() == dns.rcode.REFUSED
     assert respond(responder, dns.message.make_query("demo.example", "A", "CH")).rcode() == dns.rcode.REFUSED
-    update = dns.update.UpdateMessage("demo.example", keyring=KEY.for_dnspython(), keyalgorithm=KEY.algorithm)
-    update.present("www")
-    assert respond(responder, update).rcode() == dns.rcode.NOTIMP
+
+
+def test_prerequisites(responder: Responder) -> None:
+    def rcode(prepare: Callable[[dns.update.UpdateMessage], object]) -> str:
+        update = dns.update.UpdateMessage("demo.example", keyring=KEY.for_dnspython(), keyalgorithm=KEY.algorithm)
+        prepare(update)
+        return dns.rcode.to_text(respond(responder, update).rcode())
+
+    assert rcode(lambda update: update.present("www")) == "NOERROR"
+    assert rcode(lambda update: update.present("www", "A")) == "NOERROR"
+    assert rcode(lambda update: update.present("www", "A", "127.0.0.1")) == "NOERROR"
+    assert rcode(lambda update: update.absent("www", "TXT")) == "NOERROR"
+    assert rcode(lambda update: update.absent("nobody")) == "NOERROR"
+    assert rcode(lambda update: update.present("nobody")) == "NXDOMAIN"
+    assert rcode(lambda update: update.present("www", "TXT")) == "NXRRSET"
+    assert rcode(lambda update: update.present("www", "A", "127.0.0.2")) == "NXRRSET"
+    assert rcode(lambda update: update.present("www", "A", "127.0.0.1", "127.0.0.2")) == "NXRRSET"
+    assert rcode(lambda update: update.absent("www", "A")) == "YXRRSET"
+    assert rcode(lambda update: update.absent("www")) == "YXDOMAIN"
+    assert rcode(lambda update: update.present("other.example.", "A")) == "NOTZONE"
 
 
 def test_as_a_command(free_port, tmp: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
