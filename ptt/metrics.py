@@ -53,6 +53,8 @@ METRICS: tuple[Metric, ...] = (
         "Commands and messages refused, by code and reason",
         ("code", "reason"),
     ),
+    Metric("ptt_over_quota_total", "counter", "Messages of users over quota, by what became of them", ("result",)),
+    Metric("ptt_repeated_total", "counter", "Messages that came again under their submission key and were not stored"),
     Metric("ptt_accept_seconds", "histogram", "From the end of data to the 250"),
     Metric("ptt_signed_total", "counter", "Signatures made, by domain", ("domain",)),
     Metric("ptt_sign_wait_total", "counter", "Messages that had to wait for a signature, by reason", ("reason",)),

@@ -82,12 +82,15 @@ class Pipeline:
         recipients: Sequence[Recipient],
         body: bytes,
         schedule: Schedule = AT_ONCE,
+        conditions: plan.Conditions = plan.UNCONDITIONAL,
     ) -> PutResult:
         """Commit a new message and start on it at once if there is room. Returns when it is on stable storage.
 
         ``schedule``: not before, expiry, priority, hold. Raises SpoolUnavailable.
         """
         message = plan.new_message(id, envelope, recipients, len(body), self.config, self.now_ms(), schedule)
+        if conditions is not plan.UNCONDITIONAL:
+            message = msgspec.structs.replace(message, **msgspec.structs.asdict(conditions))
         wanted = len(message.tasks)
         room = not self.stopping and wanted <= self._free() and self.held_bytes + len(body) <= HELD_BYTES
         self._expected += wanted * room

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from ptt_queue.types import Item, NewMessage, NewTask, Settle, State, Task
+from ptt_queue.types import Item, Meter, NewMessage, NewTask, Over, Settle, State, Task
 
 from ptt.config import Config
 from ptt.message import (
@@ -32,6 +32,18 @@ from ptt.message import (
 )
 from ptt.relay.hop import LANE
 from ptt.relay.outcome import Deferred, Outcome
+
+
+class Conditions(msgspec.Struct, frozen=True):
+    """What a new message must meet to be stored: the queue decides, in the transaction that stores it."""
+
+    once: bytes = b""  # the submitter's key: a second message with it is not stored until ``once_until`` (ms)
+    once_until: int = 0
+    meters: list[Meter] = []
+    over: Over = Over.REFUSE
+
+
+UNCONDITIONAL = Conditions()
 
 MAYBE_DELIVERED = "maybe delivered"
 """The policy that a note names when a task is held for it."""

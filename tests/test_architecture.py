@@ -55,6 +55,7 @@ ONLY_THESE_KNOW_THE_QUEUE = (
     "ptt.plan",
     "ptt.pipeline",
     "ptt.submission.accept",
+    "ptt.submission.quotas",
     "ptt.service",
     "ptt.cli.queue",
     "ptt.cli.queue_access",

@@ -10,20 +10,22 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
-from ptt_queue.types import PutResult, Refusal
+from ptt_queue.types import Over, PutResult, Refusal
 
 from ptt.config import Config
 from ptt.log import Log
 from ptt.message import Envelope, Recipient, domain_of, new_id, show_id
 from ptt.metrics import Counters
+from ptt.plan import UNCONDITIONAL, Conditions
 from ptt.smtp.reply import Reply
 from ptt.spool import SpoolUnavailable
-from ptt.submission import headers, hygiene, policy
+from ptt.submission import headers, hygiene, policy, quotas
 from ptt.submission.recipients import Lookup, Recipients
 
 MAX_LOGGED_RECIPIENTS = 20  # of one message, so that a line of the log stays short
 MAX_EXPANDED = 10_000  # recipients of one message behind its aliases: the queue takes them in one request of 8 MiB
 MAX_HEADER_BYTES = 256 * 1024  # Postfix's header_size_limit is 100 KiB; a header above this cannot be signed
+ONCE_MS = 86_400_000  # for so long a submission key stands for its first message: clients repeat within minutes
 
 FULL = Reply(452, "4.3.1", "the queue is full, try again later")
 NOT_STORED = Reply(451, "4.3.0", "the message could not be stored, try again later")
@@ -36,7 +38,15 @@ _REFUSED = {Refusal.FULL: FULL}
 class Queueing(Protocol):
     """What is asked of ``ptt.pipeline.Pipeline``."""
 
-    def accept(self, id: bytes, envelope: Envelope, recipients: Sequence[Recipient], body: bytes) -> PutResult: ...
+    def accept(
+        self,
+        id: bytes,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        body: bytes,
+        *,
+        conditions: Conditions = ...,
+    ) -> PutResult: ...
 
 
 class Offer(msgspec.Struct):
@@ -94,24 +104,80 @@ class Accept:
             return self._refuse(offer, NO_RECIPIENT, "alias")
         if len(recipients) > MAX_EXPANDED:
             return self._refuse(offer, TOO_MANY, "alias")
-        id = new_id(int(began * 1000))
-        envelope = self._complete(offer, addresses, int(began * 1000))
+        id, now = new_id(int(began * 1000)), int(began * 1000)
+        envelope = self._complete(offer, addresses, now)
         body = self._body(offer, header, show_id(id), began)
-        return self._store(id, envelope, recipients, body, offer, began)
+        conditions = UNCONDITIONAL
+        if offer.service == "submission":
+            found = self._conditions(offer.envelope.user, header, len(recipients), len(body), now)
+            if isinstance(found, Reply):
+                return self._refuse(offer, found, "quota")
+            conditions = found
+        return self._store(id, envelope, recipients, body, offer, began, conditions)
+
+    def _conditions(
+        self, user: str, header: headers.Header, recipients: int, size: int, now: int
+    ) -> Conditions | Reply:
+        """What the queue is to look at before it stores a user's message; or the refusal. Nothing for most."""
+        key = headers.field(header, hygiene.KEY)
+        limits = self.directory.limits(user)
+        if key is None and limits is None:
+            return UNCONDITIONAL
+        if key is not None and not 0 < len(key) <= hygiene.MAX_KEY:
+            return hygiene.BAD_KEY
+        once = f"{user}\0".encode() + key if key is not None else b""
+        until = now + ONCE_MS if once else 0
+        if limits is None:
+            return Conditions(once, until)
+        meters, over = quotas.meters(limits, user, recipients, size, now)
+        refusal = quotas.fits(limits, 0, size) or (quotas.never(meters) if over is Over.REFUSE else None)
+        return refusal or Conditions(once, until, meters, over)
 
     def _store(
-        self, id: bytes, envelope: Envelope, recipients: list[Recipient], body: bytes, offer: Offer, began: float
+        self,
+        id: bytes,
+        envelope: Envelope,
+        recipients: list[Recipient],
+        body: bytes,
+        offer: Offer,
+        began: float,
+        conditions: Conditions,
     ) -> Reply:
         try:
-            result = self.queueing.accept(id, envelope, recipients, body)
+            if conditions is UNCONDITIONAL:
+                result = self.queueing.accept(id, envelope, recipients, body)
+            else:
+                result = self.queueing.accept(id, envelope, recipients, body, conditions=conditions)
         except SpoolUnavailable:
             return self._refuse(offer, NOT_STORED, "queue")
+        if result.refused is Refusal.METER:
+            self.counters.count("ptt_over_quota_total", "refused")
+            return self._refuse(offer, quotas.used_up(conditions.meters, result.meter, result.until)[0], "quota")
         if result.refused is not None:
             return self._refuse(offer, _REFUSED.get(result.refused, NOT_STORED), str(result.refused))
+        if result.first:
+            return self._repeated(offer, show_id(result.first))
         shown = show_id(id)
-        self.counters.count("ptt_accepted_total", offer.service)
-        self.counters.count("ptt_accepted_bytes_total", offer.service, by=len(body))
+        self._tell_accepted(shown, envelope, recipients, len(body), offer)
         self.counters.observe("ptt_accept_seconds", self.clock() - began)
+        if result.meter:
+            self.counters.count("ptt_over_quota_total", "held")
+            words = quotas.used_up(conditions.meters, result.meter, result.until)[1]
+            self.log.warning("held", id=shown, reason=f"quota of {words} is used up")
+            return Reply(250, "2.0.0", f"over quota, held for the operator, queued as {shown}")
+        return Reply(250, "2.0.0", f"queued as {shown}")
+
+    def _repeated(self, offer: Offer, first: str) -> Reply:
+        """The same submission again: its first message stands."""
+        self.counters.count("ptt_repeated_total")
+        self.log.event("repeated", id=first, user=offer.envelope.user, client=offer.envelope.client)
+        return Reply(250, "2.0.0", f"queued as {first}")
+
+    def _tell_accepted(
+        self, shown: str, envelope: Envelope, recipients: list[Recipient], size: int, offer: Offer
+    ) -> None:
+        self.counters.count("ptt_accepted_total", offer.service)
+        self.counters.count("ptt_accepted_bytes_total", offer.service, by=size)
         self.log.event(
             "accepted",
             id=shown,
@@ -119,13 +185,12 @@ class Accept:
             user=envelope.user,
             client=envelope.client,
             protocol=offer.protocol,
-            size=len(body),
+            size=size,
             recipients=len(recipients),
             to=[recipient.address for recipient in recipients[:MAX_LOGGED_RECIPIENTS]],
             signing_domain=envelope.signing_domain,
             commit=envelope.commit[:12],
         )
-        return Reply(250, "2.0.0", f"queued as {shown}")
 
     def _refuse(self, offer: Offer, reply: Reply, reason: str) -> Reply:
         self.counters.count("ptt_refused_total", str(reply.code), reason)

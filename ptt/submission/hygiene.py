@@ -13,6 +13,8 @@ from ptt.submission.headers import Header, of
 
 KEY = b"ptt-submission-key"
 """The field that makes a submission repeatable: it is ours, and goes no further."""
+MAX_KEY = 200  # octets
+BAD_KEY = Reply(550, "5.6.0", f"PTT-Submission-Key has 1 to {MAX_KEY} octets")
 
 # RFC 5322 3.6: at most one. Bcc and Return-Path are taken out, however many there are.
 SINGLE = (

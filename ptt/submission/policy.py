@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Protocol
 
+from ptt.directory.records import Limits
 from ptt.message import domain_of
 from ptt.smtp.reply import Reply
 from ptt.submission import headers
@@ -17,6 +18,7 @@ FIELD_NOT_YOURS = Reply(550, "5.7.1", "{field}: {sender} is not an address of {u
 NO_AUTHOR = Reply(550, "5.6.0", "the From field names no address that can be read")
 NOTIFICATION = Reply(550, "5.5.3", "a notification (null sender) has one recipient")
 NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
+CLOSED_GROUP = Reply(550, "5.7.1", "{user} may not write to the group {address}")
 LOOP = Reply(554, "5.4.6", "this message has passed too many hops, it seems to loop")
 NO_RELAY = Reply(550, "5.7.1", "this service relays for its own roles and for trusted networks only")
 """The replies of a refusal; braces are filled in by the decisions below."""
@@ -45,6 +47,12 @@ class Directory(Protocol):
     def signing_domain(self, address_domain: str) -> str: ...
 
     def our_domain(self, name: str) -> object | None: ...
+
+    def route(self, domain: str) -> object | None: ...
+
+    def may_post(self, user: str, address: str) -> bool: ...
+
+    def limits(self, user: str) -> tuple[Limits | None, Limits | None] | None: ...
 
 
 def sender(directory: Directory, user: str, address: str) -> Reply | None:

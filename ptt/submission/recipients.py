@@ -15,7 +15,7 @@ from ptt.message import domain_of
 from ptt.relay import mx
 from ptt.relay.outcome import Failed
 from ptt.smtp.reply import Reply
-from ptt.submission import policy
+from ptt.submission import policy, quotas
 
 LOOKUP_SECONDS = 2.0  # that all recipients of a message may wait for DNS; then they are taken unchecked
 MAX_AHEAD = 100  # look-ups that one read of pipelined commands starts
@@ -51,8 +51,15 @@ class Recipients:
         self.lookup = lookup
         self._rng = random.Random()  # noqa: S311  (an order that nobody uses)
 
-    def refusal(self, address: str, seconds: float) -> Reply | None:
-        """The reply that refuses the address, or None. Waits at most ``seconds`` for DNS."""
+    def refusal(self, user: str, address: str, number: int, seconds: float) -> Reply | None:
+        """The reply that refuses the address, or None. ``number``: it is the so manieth of its message.
+
+        Waits at most ``seconds`` for DNS.
+        """
+        if (limits := self.directory.limits(user)) and (refusal := quotas.fits(limits, number, None)):
+            return refusal
+        if not self.directory.may_post(user, address):
+            return policy.CLOSED_GROUP._replace(text=policy.CLOSED_GROUP.text.format(address=address, user=user))
         domain = domain_of(address)
         if self.lookup is None or not self._asked_of_dns(domain):
             return None
@@ -71,7 +78,8 @@ class Recipients:
 
     def _asked_of_dns(self, domain: str) -> bool:
         """Not address literals, and not what the git database knows."""
-        return not domain.startswith("[") and self.directory.our_domain(domain) is None
+        known = self.directory
+        return not domain.startswith("[") and known.our_domain(domain) is None and known.route(domain) is None
 
 
 class _Soon:

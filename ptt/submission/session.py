@@ -39,7 +39,7 @@ from ptt.smtp.events import (
 from ptt.smtp.replies import AUTH_FAILED, LOCAL_ERROR, SHUTTING_DOWN, TIMED_OUT
 from ptt.smtp.reply import Reply
 from ptt.smtp.server import ServerSession
-from ptt.submission import policy, recipients, transaction
+from ptt.submission import policy, quotas, recipients, transaction
 from ptt.submission.accept import Accept, Offer
 from ptt.submission.admission import Admission, Seat
 from ptt.submission.admission import refusal as too_many
@@ -305,6 +305,8 @@ class Session:
         envelope = transaction.envelope(event, self.user, self.client, self.helo)
         if self.service.listen.service == "submission":
             refusal = policy.sender(self.service.directory, self.user, event.address)
+            if refusal is None and event.params.size and (limits := self.service.directory.limits(self.user)):
+                refusal = quotas.fits(limits, 0, event.params.size)
         elif self.from_role:
             envelope, refusal = transaction.from_role(envelope, event, self.service.config)
         else:
@@ -336,7 +338,8 @@ class Session:
             return refusal
         began = self.service.clock()
         try:
-            return self.service.accept.recipients.refusal(address, max(0.0, self._lookup_seconds))
+            number, left = len(self.recipients) + 1, max(0.0, self._lookup_seconds)
+            return self.service.accept.recipients.refusal(self.user, address, number, left)
         finally:
             self._lookup_seconds -= self.service.clock() - began
 

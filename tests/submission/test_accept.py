@@ -11,6 +11,7 @@ from ptt.config import Config
 from ptt.log import Log
 from ptt.message import Envelope, Recipient
 from ptt.metrics import Counters
+from ptt.plan import UNCONDITIONAL, Conditions
 from ptt.spool import SpoolUnavailable
 from ptt.submission import accept
 from ptt.submission.accept import Accept, Offer
@@ -23,7 +24,15 @@ class FakeQueue:
         self.refuse, self.away = refuse, away
         self.stored: list[tuple[bytes, Envelope, list[Recipient], bytes]] = []
 
-    def accept(self, id: bytes, envelope: Envelope, recipients: Sequence[Recipient], body: bytes) -> PutResult:
+    def accept(
+        self,
+        id: bytes,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        body: bytes,
+        *,
+        conditions: Conditions = UNCONDITIONAL,
+    ) -> PutResult:
         if self.away:
             raise SpoolUnavailable("away")
         self.stored.append((id, envelope, list(recipients), body))
@@ -41,6 +50,17 @@ class FakeDirectory:
 
     def signing_domain(self, address_domain: str) -> str:
         return address_domain if address_domain in ("ours.test", "second.test") else ""
+
+    def our_domain(self, name: str) -> object | None:
+        raise AssertionError("not asked after the content")
+
+    route = our_domain
+
+    def may_post(self, user: str, address: str) -> bool:
+        raise AssertionError("not asked after the content")
+
+    def limits(self, user: str) -> None:
+        return None
 
 
 def offer(

@@ -12,6 +12,7 @@ from ptt.config import Config
 from ptt.log import Log
 from ptt.message import Envelope, Recipient
 from ptt.metrics import Counters
+from ptt.plan import UNCONDITIONAL, Conditions
 from ptt.submission.accept import MAX_EXPANDED, Accept, Offer
 
 
@@ -31,12 +32,31 @@ class Directory:
     def signing_domain(self, address_domain: str) -> str:
         return ""
 
+    def our_domain(self, name: str) -> object | None:
+        return None
+
+    route = our_domain
+
+    def may_post(self, user: str, address: str) -> bool:
+        return True
+
+    def limits(self, user: str) -> None:
+        return None
+
 
 class Queue:
     def __init__(self) -> None:
         self.recipients = 0
 
-    def accept(self, id: bytes, envelope: Envelope, recipients: Sequence[Recipient], body: bytes) -> PutResult:
+    def accept(
+        self,
+        id: bytes,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        body: bytes,
+        *,
+        conditions: Conditions = UNCONDITIONAL,
+    ) -> PutResult:
         self.recipients = len(recipients)
         return PutResult(None, [])
 

@@ -8,9 +8,12 @@ import msgspec
 import pytest
 
 from ptt.config import Config
+from ptt.directory.records import Limits
 from ptt.dns.resolver import NoData, NoSuchDomain, TemporaryFailure
+from ptt.submission.quotas import Pair
 from ptt.submission.recipients import MAX_AHEAD, Recipients, looks_up
 
+USER = "anna@ours.test"
 ANSWERS: dict[str, Any] = {
     "gone.test": NoSuchDomain("gone.test: no such domain"),
     "null.test": [(0, ".")],
@@ -44,6 +47,15 @@ class Directory:
     def our_domain(self, name: str) -> object | None:
         return "ours" if name == "ours.test" else None
 
+    def route(self, domain: str) -> object | None:
+        return "route" if domain == "routed.test" else None
+
+    def may_post(self, user: str, address: str) -> bool:
+        return (user, address) != (USER, "closed@ours.test")
+
+    def limits(self, user: str) -> Pair | None:
+        return (None, Limits(max_recipients=2)) if user == "few@ours.test" else None
+
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} was asked")
 
@@ -66,20 +78,20 @@ def lookup() -> Lookup:
     ],
 )
 def test_what_dns_knows(lookup: Lookup, address: str, code: str) -> None:
-    reply = Recipients(Directory(), lookup).refusal(address, 1.5)
+    reply = Recipients(Directory(), lookup).refusal(USER, address, 1, 1.5)
     assert (f"{reply.code} {reply.enhanced}" if reply else "") == code
     assert lookup.seconds == 1.5
 
 
-@pytest.mark.parametrize("address", ["a@ours.test", "a@[192.0.2.1]", "a@[IPv6:2001:db8::1]"])
+@pytest.mark.parametrize("address", ["a@ours.test", "a@routed.test", "a@[192.0.2.1]", "a@[IPv6:2001:db8::1]"])
 def test_what_is_not_asked_of_dns(lookup: Lookup, address: str) -> None:
-    assert Recipients(Directory(), lookup).refusal(address, 1.0) is None
+    assert Recipients(Directory(), lookup).refusal(USER, address, 1, 1.0) is None
     Recipients(Directory(), lookup).ahead(f"\nRCPT TO:<{address}>\r\n".encode())
     assert lookup.asked == []
 
 
 def test_nobody_is_asked_where_dns_decides_nothing() -> None:
-    assert Recipients(Directory(), None).refusal("a@gone.test", 1.0) is None
+    assert Recipients(Directory(), None).refusal(USER, "a@gone.test", 1, 1.0) is None
     Recipients(Directory(), None).ahead(b"\nRCPT TO:<a@gone.test>\r\n")
 
 
@@ -109,3 +121,14 @@ def test_pipelined_recipients_are_looked_up_together(lookup: Lookup) -> None:
 def test_where_dns_is_asked(role: str, settings: dict[str, Any], asks: bool) -> None:
     config = msgspec.convert({"hostname": "mail.test", "role": role, **settings}, Config)
     assert looks_up(config) is asks
+
+
+def test_groups_and_limits(lookup: Lookup) -> None:
+    recipients = Recipients(Directory(), lookup)
+    closed = recipients.refusal(USER, "closed@ours.test", 1, 1.0)
+    assert closed is not None
+    assert closed.text == "anna@ours.test may not write to the group closed@ours.test"
+    assert recipients.refusal("few@ours.test", "closed@ours.test", 2, 1.0) is None
+    third = recipients.refusal("few@ours.test", "b@ours.test", 3, 1.0)
+    assert third is not None
+    assert (third.code, third.enhanced) == (452, "4.5.3")
