@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from ptt.smtp import replies
 from ptt.smtp.reply import Reply
 
-MAX_IDLE_COMMANDS: Final = 100  # NOOP, VRFY, HELP, empty chunks since the last message; Postfix:
+MAX_IDLE_COMMANDS: Final = 100  # NOOP, VRFY, HELP, RSET, EHLO, empty chunks since the last message; Postfix:
 # smtpd_junk_command_limit
 FOREIGN: Final = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"})  # a browser or a proxy: close
 

@@ -174,6 +174,7 @@ class ServerSession:
             self._intake.drop()
             hello = self.config.hello(tls=self.tls, authenticated=self.authenticated)
             self._out.append(hello if event.ehlo else self.config.helo_wire)
+            self._count_idle()
         else:
             self._out.append(ACCEPTED[kind])
 
@@ -266,8 +267,7 @@ class ServerSession:
         self.state = following
         if verb is Verb.RSET:
             self._intake.drop()
-        else:
-            self._count_idle()
+        self._count_idle()
 
     def _count_idle(self, when: bool = True) -> None:
         """A command that brings nothing on was answered."""

@@ -112,6 +112,14 @@ def test_idle_commands_are_counted(serve: Callable[..., Any]) -> None:
     assert served.events == [Closed("too many idle commands")]
 
 
+@pytest.mark.parametrize("command", [b"RSET\r\n", b"EHLO c\r\n", b"HELO c\r\n"])
+def test_starting_over_and_over_is_idle_too(serve: Callable[..., Any], command: bytes) -> None:
+    served = serve([command * (MAX_IDLE_COMMANDS + 5)])
+    assert codes(served.output)[-1] == "421 4.7.0"
+    assert served.output.count(b"\r\n250 ") == MAX_IDLE_COMMANDS
+    assert served.events[-1] == Closed("too many idle commands")
+
+
 def test_a_message_starts_the_counts_anew(serve: Callable[..., Any]) -> None:
     config = ServerConfig("mx.example.org", max_recipients=2)
     message = b"MAIL FROM:<a@b.org>\r\n" + b"RCPT TO:<c@d.org>\r\n" * 2 + b"DATA\r\nx\r\n.\r\n"
