@@ -94,7 +94,7 @@ class Accept:
             return self._refuse(offer, policy.LOOP, "loop")
         addresses = headers.addresses(headers.field(header, b"from"))
         if offer.service == "submission":
-            if refusal := hygiene.fault(header, offer.envelope.smtputf8) or hygiene.separator(start):
+            if refusal := hygiene.fault(header, offer.envelope) or hygiene.separator(start):
                 return self._refuse(offer, refusal, "header")
             if refusal := policy.authors(self.directory, offer.envelope.user, header, addresses):
                 return self._refuse(offer, refusal, "from")
@@ -251,9 +251,10 @@ def _author(envelope: Envelope) -> str:
 
 def _start(chunks: list[bytes]) -> bytes:
     """The header of a message in pieces and some of what follows; longer than MAX_HEADER_BYTES if it is too long."""
-    start = b""
+    start = bytearray()
     for chunk in chunks:
+        seen = max(0, len(start) - 3)
         start += chunk
-        if b"\r\n\r\n" in start or start.startswith(b"\r\n") or len(start) > MAX_HEADER_BYTES:
+        if start.find(b"\r\n\r\n", seen) >= 0 or start.startswith(b"\r\n") or len(start) > MAX_HEADER_BYTES:
             break
-    return start
+    return bytes(start)

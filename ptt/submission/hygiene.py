@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from ptt.message import Envelope
 from ptt.smtp.reply import Reply
 from ptt.submission.headers import Header, of
 
@@ -43,9 +44,11 @@ _TAKEN_OUT = re.compile(
 _SEPARATOR = re.compile(rb">?From [^\r\n]*\r\n")
 
 
-def fault(header: Header, smtputf8: bool) -> Reply | None:
+def fault(header: Header, envelope: Envelope) -> Reply | None:
     """Why a message with this header is refused; None: it is well formed."""
     text, names = header.text, header.names
+    if envelope.binary and not text.count(b"\r\n") == text.count(b"\r") == text.count(b"\n"):
+        return _refused("the header has a bare CR or LF: BINARYMIME is for the body (RFC 3030)")
     if len(text.translate(None, _CONTROLS)) != len(text):
         return _control(text)
     if text.count(b"\n") != 1 + len(names) + text.count(b"\n ") + text.count(b"\n\t"):
@@ -54,7 +57,7 @@ def fault(header: Header, smtputf8: bool) -> Reply | None:
         for name in SINGLE:
             if names.count(name) > 1:
                 return _refused(f"the header has more than one {_shown(name)} field (RFC 5322 3.6)")
-    if smtputf8 and not text.isascii():
+    if envelope.smtputf8 and not text.isascii():
         try:
             text.decode("utf-8")
         except UnicodeDecodeError as e:

@@ -22,7 +22,7 @@ from ptt.net.proxy import ProxyError
 from ptt.net.stream import GeventStream, show_address
 from ptt.net.tls import server_context
 from ptt.relay.hop import KEYWORD
-from ptt.smtp.config import ServerConfig
+from ptt.smtp.config import FutureRelease, ServerConfig
 from ptt.smtp.replies import SHUTTING_DOWN
 from ptt.smtp.reply import Reply
 from ptt.submission import policy
@@ -35,6 +35,7 @@ from ptt.submission.session import Service, Session, Verifies
 
 ACCEPT_BATCH = 16  # connections accepted at once, before who is connected already has a turn
 ACCEPT_PAUSE = 0.2  # seconds without accepting when there is no descriptor for a connection
+MAX_HOLD_SECONDS = 30 * 86400  # for which a user may have a message held (RFC 4865): it lies in the queue
 MAX_UNREAD = 4096  # octets of a client that is turned away, which are read so that it sees our reply
 
 NO_PLACE = SHUTTING_DOWN._replace(text="too many connections, try again later")
@@ -61,6 +62,8 @@ def server_configs(config: Config, listen: Listen) -> tuple[ServerConfig, Server
     hop = ServerConfig(**common, extra_ehlo=(KEYWORD,), mail_parameters=frozenset({KEYWORD}))  # type: ignore[arg-type]
     return plain, hop
 
+        future_release=FutureRelease(MAX_HOLD_SECONDS, time.time) if submission else None,
+        mt_priority=submission,
 
 class Contexts:
     """TLS contexts of the listeners, made once and again on ``reload`` (SIGHUP)."""

@@ -302,7 +302,7 @@ class Session:
         self.envelope = None
         self.recipients = []
         self._lookup_seconds = recipients.LOOKUP_SECONDS
-        envelope = transaction.envelope(event, self.user, self.client, self.helo)
+        envelope = transaction.envelope(event, self.user, self.client, self.helo, time.time())
         if self.service.listen.service == "submission":
             refusal = policy.sender(self.service.directory, self.user, event.address)
             if refusal is None and event.params.size and (limits := self.service.directory.limits(self.user)):

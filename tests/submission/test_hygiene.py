@@ -4,13 +4,15 @@ import re
 
 import pytest
 
+from ptt.message import Envelope
 from ptt.submission import headers, hygiene
 
 GOOD = b"From: a@b.test\r\nSubject: x\r\n"
 
 
-def reason(header: bytes, smtputf8: bool = False) -> str:
-    reply = hygiene.fault(headers.read(header + b"\r\ntext\r\n"), smtputf8)
+def reason(header: bytes, smtputf8: bool = False, binary: bool = False) -> str:
+    envelope = Envelope("a@b.test", 0, smtputf8=smtputf8, binary=binary)
+    reply = hygiene.fault(headers.read(header + b"\r\ntext\r\n"), envelope)
     assert reply is None or (reply.code, reply.enhanced) == (550, "5.6.0")
     return reply.text if reply else ""
 
@@ -60,6 +62,12 @@ def test_smtputf8_promises_utf8() -> None:
     assert reason(GOOD + "X: café\r\n".encode(), smtputf8=True) == ""
 
 
+@pytest.mark.parametrize("bare", [b"X: a\nBcc: b\r\n", b"X: a\rb\r\n", b"X: a\n\nb\r\n"])
+def test_only_a_body_is_binary(bare: bytes) -> None:
+    assert "bare" in reason(GOOD + bare, binary=True)
+    assert reason(GOOD, binary=True) == ""
+
+
 @pytest.mark.parametrize("line", [b"From a@b Thu Jan 1 00:00:00 1970\r\n", b">From a@b\r\n"])
 def test_a_mailbox_file_is_no_message(line: bytes) -> None:
     refused = hygiene.separator(line + GOOD)
@@ -73,5 +81,5 @@ def test_a_large_header_costs_milliseconds() -> None:
     n = 250_000
     for header in (b"To:\r\n" * (n // 5), b"A: b\r\n" + b" \r\n" * (n // 3), b"a" * n + b": x\r\n", b"Bcc" + b" " * n):
         known = headers.of(header)
-        hygiene.fault(known, True)
+        hygiene.fault(known, Envelope("", 0, smtputf8=True))
         assert headers.of(hygiene.without(known).raw).names == hygiene.without(known).names
