@@ -58,12 +58,12 @@ def server_configs(config: Config, listen: Listen) -> tuple[ServerConfig, Server
         auth=("PLAIN", "LOGIN") if submission else (),
         require_tls=submission,
         require_auth=submission,
+        future_release=FutureRelease(MAX_HOLD_SECONDS, time.time) if submission else None,
+        mt_priority=submission,
     )
     hop = ServerConfig(**common, extra_ehlo=(KEYWORD,), mail_parameters=frozenset({KEYWORD}))  # type: ignore[arg-type]
     return plain, hop
 
-        future_release=FutureRelease(MAX_HOLD_SECONDS, time.time) if submission else None,
-        mt_priority=submission,
 
 class Contexts:
     """TLS contexts of the listeners, made once and again on ``reload`` (SIGHUP)."""
