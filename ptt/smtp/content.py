@@ -62,12 +62,30 @@ class Content:
                 self._keep(octets)
 
     def finish(self) -> None:
-        """That was all. A last line of text without its end gets one, as DATA would have given it."""
+        """That was all. A last line of text without its end gets one, as DATA would have given it.
+
+        The header is text in binary content too (RFC 3030 3, RFC 2045 6.2): what reads it later finds one reading.
+        """
+        if self.binary and self.fault is None and (found := _fault_of(self._header())) is not None:
+            self.fail(found)
         if self._open_line and self.fault is None:
             self._small += b"\r\n"
             self.size += 2
             self._open_line = 0
         self._flush()
+
+    def _header(self) -> bytes:
+        """The content up to the first empty line; all of it if there is none."""
+        parts: list[bytes] = []
+        size, tail = 0, b""
+        for chunk in (*self.chunks, bytes(self._small)):
+            parts.append(chunk)
+            joint = tail + chunk
+            if (end := joint.find(b"\r\n\r\n")) >= 0:
+                return b"".join(parts)[: size - len(tail) + end + 2]
+            size += len(chunk)
+            tail = joint[-3:]
+        return b"".join(parts)
 
     def fail(self, fault: Fault) -> None:
         """It cannot be taken. The fault that stands first in ``Fault`` counts, so that the cuts make no difference."""

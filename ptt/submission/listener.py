@@ -52,6 +52,10 @@ def server_configs(config: Config, listen: Listen) -> tuple[ServerConfig, Server
         "max_message_bytes": config.smtp.max_message_bytes,
         "max_recipients": config.smtp.max_recipients,
         "starttls": listen.tls == "starttls",
+        "smtputf8": True,
+        "dsn": True,
+        "chunking": True,
+        "limits": True,
     }
     plain = ServerConfig(
         **common,  # type: ignore[arg-type]

@@ -22,7 +22,6 @@ from ptt.metrics import Counters
 from ptt.net.handshakes import Handshakes
 from ptt.net.stream import MAX_READ, ReadTimeout, Stream, StreamError
 from ptt.net.tls import peer_roles
-from ptt.smtp import states
 from ptt.smtp.config import ServerConfig
 from ptt.smtp.events import (
     NEED_DATA,
@@ -194,7 +193,7 @@ class Session:
 
     def _hold(self, octets: int) -> bool:
         """More of a content is here. False: there is no room for it."""
-        if self.smtp.state is not states.DATA:  # it was refused at its end
+        if not self.smtp.receiving:  # it was refused at its end
             self._content_gone()
             return True
         self._pace.content(octets, self.service.clock())
@@ -214,6 +213,16 @@ class Session:
         if out := self.smtp.data_to_send():
             self.stream.write(out, REPLY_SECONDS)
             self._pace.progress(self.service.clock())
+        if self.smtp.conduct.has_refused:
+            self._tell_refused()
+
+    def _tell_refused(self) -> None:
+        """Count and log what the protocol refused, without a decision of ours."""
+        for refusal, times in self.smtp.conduct.take_refused().items():
+            self.service.counters.count("ptt_refused_total", str(refusal.code), refusal.reason, by=times)
+            who = {"client": self.client, "user": self.user}
+            level = "warning" if refusal.code in (550, 552) else "debug"  # a message
+            self.service.log.event("refused", level, **who, code=refusal.code, reason=refusal.reason, times=times)
 
     def _say_goodbye(self, reply: Reply) -> None:
         self.smtp.shutdown(reply)
@@ -349,7 +358,8 @@ class Session:
             raise RuntimeError("a message without an envelope")
         info = self.stream.tls()
         tls = f"{info.version} {info.cipher}" if info else ""
-        protocol = ("ESMTP" if self.ehlo else "SMTP") + ("S" if tls else "") + ("A" if self.user else "")
+        spoken = "UTF8SMTP" if envelope.smtputf8 else "ESMTP" if self.ehlo else "SMTP"  # RFC 6531 4.3
+        protocol = spoken + ("S" if tls else "") + ("A" if self.user else "")
         offer = Offer(envelope, self.recipients, event.chunks, self.service.listen.service, protocol, tls)
         self.recipients = []
         try:

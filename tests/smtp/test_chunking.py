@@ -49,10 +49,30 @@ def test_text_is_judged_alike_under_any_chunking(data: bytes, cuts: list[int], w
 @given(st.binary(max_size=60), CUTS, CUTS)
 def test_binary_arrives_octet_for_octet(data: bytes, cuts: list[int], wire_cuts: list[int]) -> None:
     content = Content(10_000, binary=True)
+    data = b"A: b\r\n\r\n" + data
     read(ChunkReader(content), cut(data, cuts), wire_cuts)
     assert content.fault is None
     assert b"".join(content.chunks) == data
     assert content.size == len(data)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5000, 20_000])
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"A: b\r\n\r\n\r\n\n.\n\0", None),
+        (b"A: b\r\n c\nd: e\r\n\r\nbody", Fault.BARE),
+        (b"A: b\r\n\r\r\n\r\nbody", Fault.BARE),
+        (b"A: \0\r\n\r\nbody", Fault.NUL),
+        (b"\r\n\0", Fault.NUL),  # no empty line after a header: all of it is looked at
+        (b"A: b\r\n" * 3000 + b"\r\n\0\r\n\r\n", None),
+        (b"A: b\r\n" * 3000 + b"\n\r\n\0", Fault.BARE),
+    ],
+)
+def test_the_header_of_binary_content_is_text(data: bytes, fault: Fault | None, size: int) -> None:
+    content = Content(100_000, binary=True)
+    read(ChunkReader(content), [data[i : i + size] for i in range(0, len(data), size)], [])
+    assert content.fault is fault
 
 
 @pytest.mark.parametrize("binary", [True, False])
