@@ -144,9 +144,9 @@ class Relay(_Section, frozen=True):
     data_seconds: Seconds = 180.0
     final_dot_seconds: Seconds = 600.0
     on_maybe: Literal["retry", "hold"] = "retry"  # mail whose last attempt may have delivered it: hold for an operator
+    delay_warning_seconds: Annotated[float, msgspec.Meta(ge=0)] = 14_400.0  # tell the sender that it waits; 0: never
     retry: Retry = Retry()
 
-    delay_warning_seconds: Annotated[float, msgspec.Meta(ge=0)] = 14_400.0  # tell the sender that it waits; 0: never
 
 class Directory(_Section, frozen=True):
     """The git database of users, domains and aliases."""
@@ -157,6 +157,9 @@ class Directory(_Section, frozen=True):
     credentials: str = "git-credentials"  # directory with the secrets for the remote: docs/git-database.md
     interval_seconds: Seconds = 30.0
     snapshots: str = "data/snapshot"
+    allow_rewrite: bool = False  # a branch whose history was rewritten comes into force too
+    allowed_signers: str = ""  # file of ssh-keygen(1): only commits that one of them signed come into force
+    hook_secret: str = ""  # file with the secret of the web hook; empty: there is no hook
 
 
 class Admin(_Section, frozen=True):
@@ -215,7 +218,7 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "tls": ("public_certificate", "public_key", "internal_certificate", "internal_key", "internal_ca"),
     "queue": ("path",),
     "signer": ("keys", "public"),
-    "directory": ("repository", "credentials", "snapshots"),
+    "directory": ("repository", "credentials", "snapshots", "allowed_signers", "hook_secret"),
     "log": ("file",),
 }
 

@@ -7,6 +7,7 @@ which concerns every user of it. The control process calls this in a thread; the
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from ptt.directory.repository import GOOD_REF, Listing, Repository, RepositoryEr
 from ptt.directory.rules import MAX_MISTAKES, Base, Database, check, check_changes, locate, parse_all
 from ptt.directory.schema import Mistake, Place, parse, path_of, place_of
 from ptt.directory.snapshot import Changes, Store
+from ptt.directory.sshsig import BadSignature, BadSigners, parse_signers, verify
+
+MAX_SIGNERS_BYTES = 1 << 20  # of the file of allowed signers: some 10,000 keys
 
 
 class Refused(Exception):
@@ -34,13 +38,25 @@ class Checked(NamedTuple):
     whole: bool  # ``changes`` are the whole database, not differences
 
 
-def compile_commit(repository: Repository, commit: str, store: Store) -> Pointer:
+class Trust(NamedTuple):
+    """What a commit must be beside good, to come into force."""
+
+    allow_rewrite: bool = False  # it need not contain the one in force
+    signers: str = ""  # file with the allowed signers, of whom one must have signed it; empty: no signature is needed
+
+
+ANY_FAST_FORWARD = Trust()
+
+
+def compile_commit(repository: Repository, commit: str, store: Store, trust: Trust = ANY_FAST_FORWARD) -> Pointer:
     """Check a commit and write its files; ``Store.point`` puts them in force.
 
     Raises Refused, RepositoryError, OSError, lmdb.Error.
     """
     base = store.current()
-    if base is not None and not repository.is_ancestor(base.commit, commit):
+    if trust.signers and (wrong := signature_mistake(repository, commit, trust.signers)):
+        raise Refused(commit, [Mistake(repository.ref, 1, f"{commit}: {wrong}")])
+    if base is not None and not trust.allow_rewrite and not repository.is_ancestor(base.commit, commit):
         text = f"the history was rewritten: {commit} does not contain {base.commit}, which is in force"
         raise Refused(commit, [Mistake(repository.ref, 1, text)])
     if base is None:
@@ -53,6 +69,27 @@ def compile_commit(repository: Repository, commit: str, store: Store) -> Pointer
             opened.close()
     _found_good(repository, commit)
     return store.write(commit, checked.changes, None if checked.whole else base)
+
+
+def signature_mistake(repository: Repository, commit: str, file: str) -> str:
+    """What is wrong with a commit's signature by one of the allowed signers; "" if nothing. Raises RepositoryError.
+
+    Only the commit that is to come into force is looked at. Its signature covers its tree, which is all that comes into
+    force, and its history by the hashes; the commits behind a merge may be anybody's who was reviewed.
+    """
+    try:
+        with open(file, encoding="utf-8") as f:
+            signers = parse_signers(f.read(MAX_SIGNERS_BYTES))
+    except (OSError, UnicodeDecodeError, BadSigners) as e:
+        raise RepositoryError(f"{file}: {e}") from e
+    signature, message = repository.signature(commit)
+    if not signature:
+        return "it is not signed"
+    try:
+        verify(signature, message, signers, time.time())
+    except BadSignature as e:
+        return str(e)
+    return ""
 
 
 def examine(repository: Repository, commit: str, since: str, base: Base | None) -> Checked:

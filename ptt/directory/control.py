@@ -24,7 +24,7 @@ import lmdb
 
 from ptt.config import Config
 from ptt.directory import names
-from ptt.directory.compiler import Refused, compile_commit
+from ptt.directory.compiler import Refused, Trust, compile_commit
 from ptt.directory.passwords import Result, Verifier
 from ptt.directory.reader import Pointer
 from ptt.directory.remote import Rewritten, shown, synchronise
@@ -63,6 +63,7 @@ class DirectoryControl:
     ) -> None:
         self._settings = config.directory
         self._data = config.data
+        self._trust = Trust(config.directory.allow_rewrite, config.directory.allowed_signers)
         self._log = log
         self._counters = counters
         self._clock = clock
@@ -169,7 +170,7 @@ class DirectoryControl:
                     return True
                 if tip == self._refused or self._clock() < self._retry_at:
                     return False
-                self._put_in_force(self._in_thread(compile_commit, self._local, tip, self._store))
+                self._put_in_force(self._in_thread(compile_commit, self._local, tip, self._store, self._trust))
             except Refused as e:
                 return self._refuse(e)
             except _Errors as e:
@@ -277,9 +278,9 @@ class DirectoryControl:
 
     def _synchronise(self) -> str:
         # An object of its own: this thread may run beside the one of the local branch.
-        repository = self._open_repository()
+        settings, repository = self._settings, self._open_repository()
         with repository.lock():
-            return synchronise(repository, self._settings.remote, self._settings.credentials)
+            return synchronise(repository, settings.remote, settings.credentials, settings.allow_rewrite)
 
     # -- passwords -------------------------------------------------------------------------------------------------
 

@@ -104,6 +104,8 @@ def changed(tree: Tree, place: Place, **values: object) -> dict[str, bytes | Non
 
 def apply(settings: Directory, edit: Edit, message: str, author: Author) -> Done:
     """Make one commit. Raises EditError, ``compiler.Refused`` (it would break a rule), RepositoryError."""
+    if settings.allowed_signers:
+        raise EditError("[directory] allowed_signers is set, and commands cannot sign: use git commit -S in a clone")
     repository = Repository(settings.repository, settings.branch, create=True)
     with repository.lock():
         for _ in range(TRIES):
@@ -129,7 +131,7 @@ def _pull(repository: Repository, settings: Directory) -> str:
     if not settings.remote:
         return ""
     try:
-        synchronise(repository, settings.remote, settings.credentials)
+        synchronise(repository, settings.remote, settings.credentials, settings.allow_rewrite)
     except Rewritten:
         raise
     except RepositoryError as e:

@@ -47,8 +47,10 @@ def shown(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def synchronise(repository: Repository, url: str, credentials: str) -> str:
+def synchronise(repository: Repository, url: str, credentials: str, allow_rewrite: bool = False) -> str:
     """Fetch, then move the local branch forward; or push, if it is the local branch that has more commits.
+
+    ``allow_rewrite``: a remote that was rewritten is followed, unless there are commits here that it never had.
 
     Returns "fetched", "pushed" or "" (nothing to do). Raises RepositoryError, Rewritten.
     """
@@ -64,7 +66,8 @@ def synchronise(repository: Repository, url: str, credentials: str) -> str:
     if theirs == ours:
         _set(repository, REMOTE_REF, theirs)
         return ""
-    if not ours or repository.is_ancestor(ours, theirs):
+    followed = allow_rewrite and ours == repository.tip(REMOTE_REF)
+    if not ours or followed or repository.is_ancestor(ours, theirs):
         repository.move(repository.ref, theirs, ours)
         _set(repository, REMOTE_REF, theirs)
         return "fetched"

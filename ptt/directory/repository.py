@@ -121,6 +121,14 @@ class Repository:
         except (pygit2.GitError, KeyError, ValueError) as e:
             raise RepositoryError(f"{ref}: {e}") from e
 
+    def signature(self, commit: str) -> tuple[str, bytes]:
+        """A commit's signature and what it signs; ("", b"") if it has none. Raises RepositoryError."""
+        try:
+            signature, payload = self.git[commit].peel(pygit2.Commit).gpg_signature
+        except (pygit2.GitError, KeyError, ValueError) as e:
+            raise RepositoryError(f"{commit}: {e}") from e
+        return (signature or b"").decode("ascii", "replace"), payload or b""
+
     # -- read ----------------------------------------------------------------------------------------------------
 
     def listing(self, commit: str, since: str = "") -> Listing:
