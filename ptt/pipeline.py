@@ -17,7 +17,7 @@ import gevent.pool
 import msgspec
 from ptt_queue.types import GroupLimit, NewMessage, NewTask, PutResult, Settle, Task
 
-from ptt import plan
+from ptt import mime, plan
 from ptt.config import Config
 from ptt.log import Log
 from ptt.message import AT_ONCE, ENVELOPE, Envelope, Recipient, Schedule, Stage, new_id, show_id
@@ -216,7 +216,7 @@ class Pipeline:
         self.counters.count("ptt_signed_total", result.domain)
         self.log.event("signed", id=show_id(task.message), domain=result.domain, selectors=result.selectors)
         now = self.now_ms()
-        tasks = plan.deliver_tasks(task.items, self.config, now, envelope.bounce, task.maybe, task.note)
+        tasks = plan.deliver_tasks(task.items, self.config, now, maybe=task.maybe, note=task.note)
         if task.then and len(tasks) == 1:
             self._deliver(task, envelope, body, tasks[0].lane, result.prefix)
             return
@@ -246,7 +246,7 @@ class Pipeline:
             task.lane,
             task.items,
             due,
-            plan.then_of(task.items, self.config, envelope.bounce),
+            plan.then_of(task.items, self.config),
             attempts=task.attempts + 1,
             note=plan.note_of(outcomes, now, task.maybe, task.note, late),
             maybe=task.maybe,
@@ -278,9 +278,30 @@ class Pipeline:
             warn = plan.warning_at(task, self.config, now)
             late = 0 < warn <= now
             due = min(due, warn) if warn > now else due  # an attempt then, as at the moment of expiry
-        settle = plan.settlement(task, outcomes, lane, prefix, due, now, late)
         self._count(task, outcomes, now)
-        self._settle(task, envelope, content, outcomes, settle, expired=not due, late=late)
+        task, converted = self._seven_bit(task, envelope, body, outcomes)
+        settle = plan.settlement(task, outcomes, lane, prefix, due, now, late)
+        self._settle(task, envelope, content, outcomes, settle, not due, late, converted)
+
+    def _seven_bit(
+        self, task: Task, envelope: Envelope, body: bytes, outcomes: dict[int, Outcome]
+    ) -> tuple[Task, list[tuple[NewMessage, bytes]]]:
+        """Recipients whose peer takes 7 bits only leave the task, for a message of their own that is signed again."""
+        items = [item for item in task.items if isinstance(o := outcomes[item.id], Deferred) and o.seven_bit]
+        if not items:
+            return task, []
+        try:
+            content = mime.to_seven_bit(body, _pause)
+        except mime.Unconvertible as e:
+            for item in items:
+                peer = outcomes[item.id].peer
+                outcomes[item.id] = Failed(f"{peer} takes 7 bits only, and {e}", "MAIL", peer, "5.6.3")
+            return task, []
+        now = self.now_ms()
+        id = new_id(now)
+        message = plan.converted(id, task, envelope, items, len(content), self.config, now)
+        self.log.event("converted", id=show_id(task.message), into=show_id(id), recipients=len(items))
+        return msgspec.structs.replace(task, items=[i for i in task.items if i not in items]), [(message, content)]
 
     def _settle(
         self,
@@ -291,6 +312,7 @@ class Pipeline:
         settle: Settle,
         expired: bool = False,
         late: bool = False,
+        converted: Sequence[tuple[NewMessage, bytes]] = (),
     ) -> None:
         """Settle, with the reports to the sender, in one transaction: so each event is reported once."""
         found = notices(plan.recipients_of(task.items), outcomes, expired, late)
@@ -298,9 +320,9 @@ class Pipeline:
             what = {"to": recipient.address, "peer": outcome.peer, "phase": outcome.phase, "reply": outcome.text}
             self.log.warning("failed", **what, **plan.describe(task))
         made = [self._report(task, envelope, content, action, given) for action, given in found.items()]
-        reports = [report for report in made if report is not None]
-        settle = msgspec.structs.replace(settle, puts=[put for put, _ in reports]) if reports else settle
-        result = self.spool.settle(settle, [body for _, body in reports])
+        puts = [*converted, *(report for report in made if report is not None)]
+        settle = msgspec.structs.replace(settle, puts=[put for put, _ in puts]) if puts else settle
+        result = self.spool.settle(settle, [body for _, body in puts])
         if not result.stored:
             self.log.warning("lease lost before it was settled", **plan.describe(task))
 
@@ -325,7 +347,7 @@ class Pipeline:
             self.log.event("bounced", id=shown, bounce=show_id(id), to=envelope.sender, recipients=len(given))
         else:
             self.log.event("reported", id=shown, kind=action, report=show_id(id), to=envelope.sender)
-        return plan.new_message(id, about, [recipient], len(body), self.config, now), body
+        return plan.new_message(id, about, [recipient], len(body), self.config, now, back=True), body
 
     def _count(self, task: Task, outcomes: dict[int, Outcome], now: int) -> None:
         names = {Delivered: "delivered", Deferred: "deferred", Failed: "failed"}
@@ -350,3 +372,8 @@ class Pipeline:
         if len(self._sites) > KNOWN_SITES:
             self._sites.popitem(last=False)
         self.spool.assign(lane, site, GroupLimit(self.config.relay.site_in_flight))
+
+
+def _pause() -> None:
+    """Between two pieces of a conversion: others have their turn."""
+    gevent.sleep(0)

@@ -51,9 +51,12 @@ MAYBE_DELIVERED = "maybe delivered"
 SIGN_RETRY_CEILING_MS = 60_000  # a key that is back or served again is used within a minute
 
 
-def lane_of(address: str, config: Config, bounce: bool = False) -> str:
-    """The lane that an address waits in: its domain, the smarthost, or the next role."""
-    if bounce and config.relay.bounce_hop:
+def lane_of(address: str, config: Config, back: bool = False) -> str:
+    """The lane that an address waits in: its domain, the smarthost, or the next role.
+
+    ``back``: mail that this role has made, which a relay has the signer sign first.
+    """
+    if back and config.relay.bounce_hop:
         return LANE + config.relay.bounce_hop
     if config.relay.next_hop:
         return LANE + config.relay.next_hop
@@ -69,12 +72,12 @@ def recipients_of(items: Sequence[Item]) -> list[tuple[int, Recipient]]:
 
 
 def deliver_tasks(
-    items: Sequence[Item], config: Config, due: int, bounce: bool = False, maybe: bool = False, note: bytes = b""
+    items: Sequence[Item], config: Config, due: int, back: bool = False, maybe: bool = False, note: bytes = b""
 ) -> list[NewTask]:
     """One task for each lane, recipients in the order given. ``note``: of the former stage, kept as history."""
     lanes: dict[str, list[Item]] = {}
     for item in items:
-        lanes.setdefault(lane_of(RECIPIENT.decode(item.data).address, config, bounce), []).append(item)
+        lanes.setdefault(lane_of(RECIPIENT.decode(item.data).address, config, back), []).append(item)
     told = _carried(note)
     return [NewTask(Stage.DELIVER, lane, some, due, note=told, maybe=maybe) for lane, some in lanes.items()]
 
@@ -87,18 +90,20 @@ def _carried(note: bytes) -> bytes:
     return encode(msgspec.structs.replace(before, replies=[], history=history_of(before)))
 
 
-def then_of(items: Sequence[Item], config: Config, bounce: bool = False) -> str:
+def then_of(items: Sequence[Item], config: Config) -> str:
     """The lane that a task in stage SIGN moves on to, when there is only one; else ""."""
-    tasks = deliver_tasks(items, config, 0, bounce)
+    tasks = deliver_tasks(items, config, 0)
     return tasks[0].lane if len(tasks) == 1 else ""
 
 
-def first_tasks(envelope: Envelope, items: Sequence[Item], config: Config, due: int) -> list[NewTask]:
-    """The tasks of a new message."""
+def first_tasks(
+    envelope: Envelope, items: Sequence[Item], config: Config, due: int, back: bool = False
+) -> list[NewTask]:
+    """The tasks of a new message. ``back``: this role has made it."""
     if config.signs and envelope.signing_domain:
-        then = then_of(items, config, envelope.bounce)
+        then = then_of(items, config)
         return [NewTask(Stage.SIGN, envelope.signing_domain, list(items), due, then)]
-    return deliver_tasks(items, config, due, envelope.bounce)
+    return deliver_tasks(items, config, due, back)
 
 
 def new_message(
@@ -109,12 +114,16 @@ def new_message(
     config: Config,
     now: int,
     schedule: Schedule = AT_ONCE,
+    back: bool = False,
 ) -> NewMessage:
-    """The queue's record of a new message, due at once or as its schedule says, or that of the role before us."""
+    """The queue's record of a new message, due at once or as its schedule says, or that of the role before us.
+
+    ``back``: this role has made it: a report, or a conversion.
+    """
     schedule = envelope.schedule if schedule == AT_ONCE else schedule
     due = max(now, schedule.not_before)
     expires = schedule.expires or due + int(config.queue.max_age_seconds * 1000)
-    tasks = first_tasks(envelope, items_of(recipients), config, due)
+    tasks = first_tasks(envelope, items_of(recipients), config, due, back)
     if schedule.hold:
         tasks = [msgspec.structs.replace(task, state=State.HELD) for task in tasks]
     return NewMessage(id, encode(envelope), tasks, size, now, expires, schedule.priority)
@@ -206,6 +215,18 @@ def settlement(
         maybe=maybe,
     )
     return Settle(task.message, task.number, [again], prefix)
+
+
+def converted(
+    id: bytes, task: Task, envelope: Envelope, items: Sequence[Item], size: int, config: Config, now: int
+) -> NewMessage:
+    """The message that those of a task become for whom it was converted to 7 bits: it is signed again."""
+    envelope = msgspec.structs.replace(envelope, eightbit=False, sevenbit=True)
+    schedule = Schedule(expires=task.expires, priority=task.priority)
+    recipients = [recipient for _, recipient in recipients_of(items)]
+    message = new_message(id, envelope, recipients, size, config, now, schedule, back=True)
+    tasks = [msgspec.structs.replace(new, note=_carried(task.note)) for new in message.tasks]
+    return msgspec.structs.replace(message, tasks=tasks)
 
 
 def crossing(envelope: Envelope, task: Task, lane: str) -> Envelope:

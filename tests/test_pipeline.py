@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from ptt_queue.types import NewMessage, PutResult, Settle, SettleResult, Task
 
+from ptt import plan
 from ptt.config import Config
 from ptt.log import Log
 from ptt.message import ENVELOPE, Attempt, Envelope, Note, Recipient, Stage, decode_note, encode
@@ -274,3 +275,45 @@ def test_delay_is_reported_once(where: str) -> None:
     assert reported(relay, "DELAY", waited(4 * 3600), waiting) == ["delayed", "warned"]
     assert reported(relay, "", waited(8 * 3600, warned=True), waiting) == ["warned"]
     assert reported(relay, "FAILURE", waited(4 * 3600), waiting) == ["warned"]
+
+
+EIGHT = "A: b\r\n\r\nmany gr\u00fc\u00dfe to all of you\r\n".encode()
+
+
+def narrow(address: str) -> Outcome:
+    """A peer of x that takes 7 bits only; all others are delivered to."""
+    return Deferred("7 bits", "MAIL", "mx", seven_bit=True) if address == "x@c.test" else Delivered("250 ok")
+
+
+def converting(body: bytes) -> tuple[Settle, list[bytes]]:
+    queue = FakeSpool()
+    anything: Any = queue
+    made = Pipeline(
+        Config(hostname="mail.b.test"),
+        anything,
+        FakeSigning(SIGNED),  # type: ignore[arg-type]
+        FakeRelay(narrow),  # type: ignore[arg-type]
+        Log("t", "error", fd=-1),
+        Counters(),
+    )
+    made.accept(ID, Envelope("a@b.test", 0, "b.test"), [Recipient("x@c.test"), Recipient("y@c.test")], body)
+    made.stop(5)
+    [(settle, bodies)] = queue.settled
+    return settle, bodies
+
+
+def test_for_a_peer_of_7_bits_the_message_is_converted_and_signed_again() -> None:
+    settle, bodies = converting(EIGHT)
+    assert settle.tasks == []  # nothing waits in its old form
+    [put] = settle.puts
+    assert bodies[0].isascii()
+    assert b"gr=C3=BC=C3=9Fe" in bodies[0]
+    assert put.size == len(bodies[0])
+    assert [(t.stage, t.lane) for t in put.tasks] == [(Stage.SIGN, "b.test")]
+    assert [r.address for _, r in plan.recipients_of(put.tasks[0].items)] == ["x@c.test"]
+
+
+def test_what_cannot_be_converted_fails() -> None:
+    _, [report] = converting(EIGHT.replace(b"A: b", b"Content-Type: message/partial"))
+    assert b"Status: 5.6.3" in report
+    assert b"7 bits only, and message/partial must not be encoded" in b" ".join(report.split())

@@ -59,9 +59,10 @@ def test_a_role_without_signer_sends_to_the_next_one() -> None:
     items = plan.items_of(recipients("x@c.test", "z@d.test"))
     [only] = plan.first_tasks(Envelope("a@b.test", 0, "b.test"), items, SUBMISSION, 5)
     assert (only.stage, only.lane) == (Stage.DELIVER, "hop:signer.example:25")
-    [bounce] = plan.first_tasks(Envelope("", 0, bounce=True), items, RELAY, 5)
+    [bounce] = plan.first_tasks(Envelope("", 0, bounce=True), items, RELAY, 5, back=True)
     assert bounce.lane == "hop:signer.example:25"
-    assert len(plan.first_tasks(Envelope("a@b.test", 0), items, RELAY, 5)) == 2
+    for envelope in (Envelope("a@b.test", 0), Envelope("", 0, "b.test", bounce=True)):  # it comes from the signer
+        assert len(plan.first_tasks(envelope, items, RELAY, 5)) == 2
 
 
 def test_what_is_left_after_an_attempt() -> None:
@@ -159,3 +160,16 @@ def test_the_sender_is_told_of_a_delay_once_and_from_the_first_attempt_on() -> N
     [fourth] = plan.settlement(third, late, "x.test", None, due=9, now=3_000).tasks
     assert (note := decode_note(fourth.note)) is not None
     assert note.warned
+
+
+def test_what_is_converted_to_7_bits_is_signed_again() -> None:
+    items = plan.items_of(recipients("a@x.test", "b@x.test"))[1:]
+    old = Task(b"i" * 12, 3, 2, "x.test", items, 0, 4, b"", False, False, b"", b"DKIM", 10, 0, 9_000, 2)
+    envelope = Envelope("me@b.test", 7, "b.test", eightbit=True, ret="HDRS", envid="e")
+    for config, stage, lane in ((ALL, Stage.SIGN, "b.test"), (RELAY, Stage.DELIVER, "hop:signer.example:25")):
+        new = plan.converted(b"j" * 12, old, envelope, items, 20, config, 5_000)
+        about = ENVELOPE.decode(new.meta)
+        assert (about.eightbit, about.sevenbit, about.ret, about.envid, about.received) == (False, True, "HDRS", "e", 7)
+        assert [(t.stage, t.lane) for t in new.tasks] == [(stage, lane)]
+        assert [r.address for _, r in plan.recipients_of(new.tasks[0].items)] == ["b@x.test"]
+        assert (new.expires, new.priority, new.size) == (9_000, 2, 20)

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from ptt import mime
 from ptt.message import Envelope, Recipient
-from ptt.relay import hop
+from ptt.relay import hop, mx
+from ptt.relay.bounce import encode_address
 from ptt.relay.outcome import Deferred, Failed, Outcome
 from ptt.relay.routing import Route, no_target
 from ptt.relay.session import Message, Target
@@ -25,7 +29,7 @@ Outcomes = dict[int, Outcome]
 
 
 class Job(NamedTuple):
-    """A message to be delivered. ``content``: chunks with CRLF line ends."""
+    """A message to be delivered. ``content``: chunks with CRLF line ends; before the last one only header fields."""
 
     id: str  # as shown
     lane: str
@@ -101,43 +105,68 @@ def compose(
 ) -> tuple[Message | None, Outcomes]:
     """The transaction for a peer that offers that much, and the recipients for whom there can be none.
 
-    8-bit content goes out as it is to a peer without 8BITMIME: refusing it would lose mail that every such server
-    in use takes. International addresses need SMTPUTF8 (RFC 6531 3.2). To a role of ours nothing goes without its
-    envelope, which says who signs.
+    To a role of ours nothing goes without its envelope, which says who signs.
     """
     envelope = job.envelope
-    limit = offered.size
-    if limit is not None and job.size > limit:
-        text = f"the message has {job.size} octets, {peer} takes {limit} at most"
-        return None, _refuse(wanted, Failed(text, "MAIL", peer, "5.3.4"))
-    refused: Outcomes = {}
     carried = hop.encode(envelope) if to_role and hop.KEYWORD in offered else ""
     if to_role and not carried:  # the next role would not know which domain signs
         text = f"{peer} does not take the envelope ({hop.KEYWORD})"
         return None, {item: Deferred(text, "EHLO", peer, "4.5.4") for item, _ in wanted}
-    if not offered.smtputf8:
-        if not envelope.sender.isascii():
-            return None, _refuse(wanted, _needs_smtputf8(envelope.sender, peer))
-        refused = {i: _needs_smtputf8(r.address, peer) for i, r in wanted if not r.address.isascii()}
-        wanted = [(i, r) for i, r in wanted if i not in refused]
-    if not wanted:
+    if (never := _unfit(job, offered, peer)) is not None:
+        return None, {item: never for item, _ in wanted}
+    sender, addressed, refused, international = _addresses(job, wanted, offered.smtputf8, peer)
+    if not addressed:
         return None, refused
     mail = MailParams(
         size=job.size,
         body="8BITMIME" if envelope.eightbit else "",
-        smtputf8=envelope.smtputf8,
+        smtputf8=international,
         ret=envelope.ret,
         envid=envelope.envid,
         extra=((hop.KEYWORD, carried),) if carried else (),
     )
-    rcpt = [RcptParams(r.notify, r.orcpt) if r.notify or r.orcpt else NO_RCPT_PARAMS for _, r in wanted]
-    message = Message(envelope.sender, [r.address for _, r in wanted], job.content, mail, rcpt, job.size)
-    return message, refused
+    rcpt = [RcptParams(r.notify, encode_address(r.orcpt)) if r.notify or r.orcpt else NO_RCPT_PARAMS for r in addressed]
+    return Message(sender, [r.address for r in addressed], job.content, mail, rcpt, job.size), refused
 
 
-def _needs_smtputf8(address: str, peer: str) -> Failed:
-    return Failed(f"{peer} does not support the international address {address}", "MAIL", peer, "5.6.7")
+def _unfit(job: Job, offered: Capabilities, peer: str) -> Deferred | Failed | None:
+    """Why the peer cannot have this message, whoever it is for."""
+    if offered.size is not None and job.size > offered.size:
+        text = f"the message has {job.size} octets, {peer} takes {offered.size} at most"
+        return Failed(text, "MAIL", peer, "5.3.4")
+    if offered.eightbitmime or job.envelope.sevenbit or not mime.eight_bit_body(job.content[-1]):
+        return None
+    return Deferred(f"{peer} takes 7 bits only: to be converted", "MAIL", peer, "4.6.3", seven_bit=True)
 
 
-def _refuse(wanted: Sequence[Wanted], outcome: Failed) -> Outcomes:
-    return {item: outcome for item, _ in wanted}
+def _addresses(
+    job: Job, wanted: Sequence[Wanted], smtputf8: bool, peer: str
+) -> tuple[str, list[Recipient], Outcomes, bool]:
+    """The sender, the recipients as the peer can have them, the others, and whether SMTPUTF8 is said (RFC 6531 3.1).
+
+    Without SMTPUTF8 a domain goes as A-labels; a local part and a header have no other form.
+    """
+    envelope = job.envelope
+    header = envelope.smtputf8 and mime.international(job.content[-1])
+    if smtputf8 or (not header and envelope.sender.isascii() and all(r.address.isascii() for _, r in wanted)):
+        recipients = [r for _, r in wanted]
+        return envelope.sender, recipients, {}, header or not _all_ascii(envelope.sender, recipients)
+    sender = mx.ascii_address(envelope.sender)
+    if header or not sender.isascii():
+        text = f"{peer} does not support " + ("the international header" if header else f"the sender {sender}")
+        never = Failed(text, "MAIL", peer, "5.6.9" if header else "5.6.7")
+        return sender, [], {item: never for item, _ in wanted}, False
+    refused: Outcomes = {}
+    recipients = []
+    for item, recipient in wanted:
+        address = mx.ascii_address(recipient.address)
+        if address.isascii():
+            recipients.append(msgspec.structs.replace(recipient, address=address))
+        else:
+            text = f"{peer} does not support the international address {address}"
+            refused[item] = Failed(text, "RCPT", peer, "5.6.7")
+    return sender, recipients, refused, False
+
+
+def _all_ascii(sender: str, recipients: Sequence[Recipient]) -> bool:
+    return sender.isascii() and all(r.address.isascii() for r in recipients)

@@ -68,7 +68,8 @@ class Relay:
         content: Sequence[bytes],
         before_final_dot: Callable[[], None],
     ) -> Outcomes:
-        """Try to deliver. ``recipients``: (item id, recipient), all of the lane. ``content``: chunks, CRLF line ends.
+        """Try to deliver. ``recipients``: (item id, recipient), all of the lane. ``content``: the message in chunks
+        with CRLF line ends; before the last one there are only header fields that were put in front.
 
         ``before_final_dot`` is called right before the bytes leave after which the peer may have the message (once
         for each transaction). Returns the outcome of each item.

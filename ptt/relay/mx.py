@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import idna
+
 from ptt.dns.resolver import DnsError, NoData, NoSuchDomain
 from ptt.relay.outcome import Deferred, Failed
 
@@ -44,7 +46,7 @@ def route(domain: str, lookup: Lookup, own_names: frozenset[str], rng: random.Ra
         ip = literal(domain)
         return Route((ip,), domain.lower()) if ip else Failed(f"{domain}: bad address literal", "DNS", "", "5.1.3")
     try:
-        name = domain if domain.isascii() else domain.encode("idna").decode("ascii")
+        name = a_label(domain)
         records = lookup.mx(name)
     except (NoSuchDomain, UnicodeError) as e:
         return Failed(f"{domain}: domain does not exist" if isinstance(e, UnicodeError) else str(e), "DNS", "", "5.1.2")
@@ -53,6 +55,20 @@ def route(domain: str, lookup: Lookup, own_names: frozenset[str], rng: random.Ra
     except DnsError as e:
         return Deferred(str(e), "DNS", "", "4.4.3")
     return choose(name, records, own_names, rng)
+
+
+def a_label(domain: str) -> str:
+    """The domain as DNS has it (RFC 5890 2.3.2.1, mapped as by UTS 46). Raises UnicodeError."""
+    return domain if domain.isascii() else idna.encode(domain, uts46=True).decode("ascii")
+
+
+def ascii_address(address: str) -> str:
+    """The address with its domain in A-labels. Not ASCII where the local part is not, or the domain is no name."""
+    local, at, domain = address.rpartition("@")
+    try:
+        return local + at + a_label(domain)
+    except UnicodeError:
+        return address
 
 
 def choose(

@@ -46,6 +46,7 @@ class Deferred(msgspec.Struct, frozen=True):
     maybe: bool = False  # the peer may have delivered it without our knowing: trying again may duplicate it
     reply: bool = False  # ``text`` is what the peer said
     tls: str = ""
+    seven_bit: bool = False  # the peer would take it, converted to 7 bits
 
 
 class Failed(msgspec.Struct, frozen=True):

@@ -601,3 +601,55 @@ def test_a_hop_that_dns_does_not_know_yet_is_waited_for(certificates: Files, sen
 def test_certificates_that_are_missing(sender: Any, tmp_path: pathlib.Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         sender(role="signer", files=Tls(str(tmp_path / "a")), next_hop="127.0.0.1:25")
+
+
+# --- what a peer does not offer ---------------------------------------------------------------------------------
+
+
+def ehlo(*keywords: str) -> bytes:
+    lines = ["peer", "PIPELINING", *keywords]
+    return "".join(f"250{' ' if n == len(lines) else '-'}{line}\r\n" for n, line in enumerate(lines, 1)).encode()
+
+
+EIGHT = "Subject: x\r\n\r\ngr\u00fc\u00dfe\r\n".encode()
+
+
+def test_8_bits_are_not_sent_to_a_peer_of_7(peer: Any, sender: Any) -> None:
+    there = peer({"EHLO": ehlo("SIZE")})
+    (outcome,) = sender(there.port).send(content=EIGHT)
+    assert isinstance(outcome, Deferred)
+    assert outcome.seven_bit
+    assert there.contents == []
+    (outcome,) = sender(there.port).send(content=EIGHT, envelope=Envelope("me@x.example", 1, sevenbit=True))
+    assert isinstance(outcome, Delivered)
+
+
+@pytest.mark.usefixtures("two")
+def test_another_host_may_take_8_bits(peer: Any, sender: Any) -> None:
+    first = peer({"EHLO": ehlo("SIZE")})
+    second = peer({"EHLO": ehlo("8BITMIME")}, ip="127.0.0.2", port=first.port)
+    (outcome,) = sender(first.port).send(content=EIGHT)
+    assert isinstance(outcome, Delivered)
+    assert second.contents[0].endswith(EIGHT)
+
+
+@pytest.mark.parametrize(("keywords", "dsn"), [(("DSN", "8BITMIME"), True), (("8BITMIME",), False)])
+def test_dsn_is_passed_on_where_it_is_offered(peer: Any, sender: Any, keywords: Any, dsn: bool) -> None:
+    there = peer({"EHLO": ehlo(*keywords)})
+    relay = sender(there.port)
+    about = Envelope("me@example.net", 1, ret="HDRS", envid="a+b")
+    wanted = [(1, Recipient("you@example.org", "SUCCESS,DELAY", "rfc822;first+x@example.org"))]
+    outcome = relay.relay.deliver("example.org", about, "shown", wanted, [b"", b"\r\nx\r\n"], relay.mark)[1]
+    assert isinstance(outcome, Delivered)
+    assert outcome.dsn == dsn
+    mail, rcpt = there.commands[1:3]
+    assert mail.endswith(" RET=HDRS ENVID=a+2Bb") == dsn
+    assert rcpt.endswith(" NOTIFY=SUCCESS,DELAY ORCPT=rfc822;first+2Bx@example.org") == dsn
+
+
+def test_an_idn_domain_without_smtputf8(dns: Any, peer: Any, sender: Any) -> None:
+    dns.records["xn--fa-hia.example"] = [(10, "mx.example.org")]
+    there = peer()
+    (outcome,) = sender(there.port).send("you@fa\u00df.example", lane="fa\u00df.example")
+    assert isinstance(outcome, Delivered)
+    assert there.commands[2] == "RCPT TO:<you@xn--fa-hia.example>"

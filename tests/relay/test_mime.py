@@ -229,16 +229,17 @@ def test_messages_of_others() -> None:
             except Unconvertible:
                 refused += 1
                 continue
-            if eight_bit_body(message):
+            if eight_bit_body(message) and not unclear(message):
                 converted += 1
-                compare(path, message)
-    assert converted > 150
+                assert leaves(to_seven_bit(message)) == leaves(message), path
+    assert converted > 450
     assert refused < converted / 5, (refused, converted)
 
 
-def compare(path: pathlib.Path, message: bytes) -> None:
-    before, after = leaves(message), leaves(to_seven_bit(message))
-    assert after == before, path
+def unclear(message: bytes) -> bool:
+    """Is it a matter of opinion where a header ends?"""
+    parsed = email.message_from_bytes(message)
+    return any(isinstance(d, email.errors.MissingHeaderBodySeparatorDefect) for p in parsed.walk() for d in p.defects)
 
 
 parts = st.one_of(

@@ -325,6 +325,68 @@ def test_international_addresses_need_smtputf8() -> None:
     assert not refused
 
 
+UTF8 = Envelope("me@x", 1, smtputf8=True)
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient", "header", "offered", "sent", "said", "code"),
+    [
+        ("me@x", "you@y", "Subject: x", True, True, False, ""),  # not needed: not said
+        ("me@x", "you@y", "Subject: x", False, True, False, ""),
+        ("me@x", "you@y", "Subject: \u00fc", True, True, True, ""),
+        ("me@x", "you@y", "Subject: \u00fc", False, False, False, "5.6.9"),
+        ("jos\u00e9@x", "you@y", "Subject: x", True, True, True, ""),
+        ("jos\u00e9@x", "you@y", "Subject: x", False, False, False, "5.6.7"),
+        ("me@x", "jos\u00e9@y", "Subject: x", True, True, True, ""),
+        ("me@x", "jos\u00e9@y", "Subject: x", False, False, False, "5.6.7"),
+        ("me@b\u00fccher.example", "you@fa\u00df.example", "Subject: x", False, True, False, ""),
+        ("me@b\u00fccher.example", "you@fa\u00df.example", "Subject: x", True, True, True, ""),
+        ("me@x", "you@\u2603..example", "Subject: x", False, False, False, "5.6.7"),  # no name
+    ],
+)
+def test_smtputf8(sender: str, recipient: str, header: str, offered: bool, sent: bool, said: bool, code: str) -> None:
+    content = [b"Received: here\r\n", f"{header}\r\n\r\n\u00fc\r\n".encode()]
+    one = job(msgspec.structs.replace(UTF8, sender=sender))._replace(content=content)
+    keywords = ["8BITMIME", "SMTPUTF8"] if offered else ["8BITMIME"]
+    message, outcomes = compose(one, [(1, Recipient(recipient))], offers(*keywords), False, "peer")
+    assert (message is not None) == sent
+    if message is None:
+        assert isinstance(outcomes[1], Failed)
+        assert outcomes[1].enhanced == code
+        return
+    assert message.mail.smtputf8 == said
+    if not offered:
+        assert (message.sender + message.recipients[0]).isascii()
+    if "\u00fc" in sender:
+        domains = [message.sender.partition("@")[2], message.recipients[0].partition("@")[2]]
+        a_labels = ["xn--bcher-kva.example", "xn--fa-hia.example"]
+        assert domains == (["b\u00fccher.example", "fa\u00df.example"] if offered else a_labels)
+
+
+@pytest.mark.parametrize(
+    ("offered", "sevenbit", "body", "sent"),
+    [
+        ("8BITMIME", False, "\u00fc", True),
+        ("SIZE", False, "u", True),
+        ("SIZE", False, "\u00fc", False),
+        ("SIZE", True, "\u00fc", True),  # what the conversion left, it left in header fields
+    ],
+)
+def test_8_bits_for_a_peer_of_7(offered: str, sevenbit: bool, body: str, sent: bool) -> None:
+    content = [b"Received: here\r\n", f"Subject: \u00fc\r\n\r\n{body}\r\n".encode()]
+    one = job(Envelope("me@x", 1, sevenbit=sevenbit))._replace(content=content)
+    message, outcomes = compose(one, WANTED, offers(offered), False, "peer")
+    assert (message is not None) == sent
+    assert all(isinstance(o, Deferred) and o.seven_bit for o in outcomes.values())
+
+
+def test_international_orcpt_is_sent_in_ascii() -> None:
+    wanted = [(1, Recipient("a@example.org", orcpt="utf-8;jos\u00e9@example.org"))]
+    message, _ = compose(job(Envelope("me@x", 1)), wanted, offers("DSN"), False, "peer")
+    assert message is not None
+    assert message.rcpt[0].orcpt == "utf-8;jos\\x{E9}@example.org"
+
+
 def test_parameters_of_the_envelope() -> None:
     envelope = Envelope("me@x", 1, eightbit=True, ret="HDRS", envid="e1")
     wanted = [(1, Recipient("a@example.org", "NEVER", "rfc822;o@example.org")), (2, Recipient("b@example.org"))]

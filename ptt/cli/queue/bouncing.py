@@ -98,7 +98,7 @@ def _composed(reader: Reader, match: Match, config: Config, domain: str, text: s
         return None
     about, recipient, body = made
     about = msgspec.structs.replace(about, signing_domain=domain)
-    return new_message(new_id(now), about, [recipient], len(body), config, now), body
+    return new_message(new_id(now), about, [recipient], len(body), config, now, back=True), body
 
 
 def failure(item: int, note: Note | None, text: str) -> Failed:
