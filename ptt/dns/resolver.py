@@ -172,6 +172,11 @@ class Resolver:
     def _wait(self, waiting: _Outcome | gevent.event.AsyncResult) -> _Outcome:
         return waiting if isinstance(waiting, _Outcome) else cast(_Outcome, waiting.get())
 
+    def _ahead(self, name: str) -> _Outcome | gevent.event.AsyncResult | None:
+        """As ``_start`` for MX, but never waits for a place among the questions."""
+        key = (_canonical(name), MX)
+        return self._start(name, MX) if not self._pool.full() or key in self._flights else self._cache.get(key)
+
     def _start(self, name: str, rdtype: RdataType) -> _Outcome | gevent.event.AsyncResult:
         """The cached outcome, or the flight that will bring it: asks if nobody does."""
         key = (_canonical(name), rdtype)
@@ -184,11 +189,6 @@ class Resolver:
             # The flight is a greenlet of its own: the death of a caller leaves no other caller waiting.
             flight = self._flights[key] = gevent.event.AsyncResult()
             self._pool.spawn(self._fly, key, flight)
-    def _ahead(self, name: str) -> _Outcome | gevent.event.AsyncResult | None:
-        """As ``_start`` for MX, but never waits for a place among the questions."""
-        key = (_canonical(name), MX)
-        return self._start(name, MX) if not self._pool.full() or key in self._flights else self._cache.get(key)
-
         return flight
 
     def _fly(self, key: _Key, flight: gevent.event.AsyncResult) -> None:
