@@ -15,6 +15,7 @@ REPLY_SECONDS = 60.0  # for replies to be taken, which are MAX_REPLIES at most: 
 MESSAGE_SECONDS = 3600.0  # from one message to the next, however many commands drip in; contents have more time
 MIN_BYTES_PER_SECOND = 500.0  # of a content, after COMMAND_SECONDS of grace: Postfix (smtpd_min_data_rate) has 500 too
 MAX_REFUSED_SENDERS = 20  # in a row in one session: each is a line in the log
+MAX_COMMAND_READ = 8 * 1024  # octets taken at once while no content is coming: bounds the replies to what is in them
 MAX_REPLIES = 64  # that wait to be written while a client's commands are executed: at most 32 KiB
 
 LOG_SECONDS = 10.0  # between two lines of the same kind about refused connections

@@ -44,6 +44,7 @@ from ptt.submission.admission import Admission, Seat
 from ptt.submission.admission import refusal as too_many
 from ptt.submission.limits import (
     LOGIN_SECONDS,
+    MAX_COMMAND_READ,
     MAX_REFUSED_SENDERS,
     MAX_REPLIES,
     REPLY_SECONDS,
@@ -175,7 +176,7 @@ class Session:
         try:
             if left <= 0:
                 raise ReadTimeout("too slow")
-            data = self.stream.read(MAX_READ, left)
+            data = self.stream.read(MAX_READ if self._receiving else MAX_COMMAND_READ, left)
         except ReadTimeout:
             self._say_goodbye(TIMED_OUT)
             return False
