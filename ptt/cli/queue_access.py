@@ -17,7 +17,7 @@ from ptt_queue.client import QueueClient, connect_unix
 from ptt_queue.errors import QueueError, StoreBusy
 from ptt_queue.offline import Reader
 from ptt_queue.protocol import Ref
-from ptt_queue.types import Act, Acted, Amended, NewMessage, Place, Refusal, Settle, Stats
+from ptt_queue.types import Act, Acted, Amended, NewMessage, Place, Refusal, Settle, Stats, Suspension
 
 from ptt.config import Config
 from ptt.service import privileges
@@ -33,6 +33,8 @@ class Changes(Protocol):
     def amend(self, settle: Settle, bodies: Sequence[bytes] = ()) -> Amended: ...
     def repair(self, tasks: Sequence[Ref], delete: bool) -> int: ...
     def put(self, message: NewMessage, body: bytes) -> Refusal | None: ...
+    def suspend(self, what: Suspension) -> bool: ...
+    def resume(self, name: str, site: bool = False) -> bool: ...
 
 
 class Live:
@@ -43,6 +45,8 @@ class Live:
         self.act = client.act
         self.amend = client.amend
         self.repair = client.repair
+        self.suspend = client.suspend
+        self.resume = client.resume
 
     def put(self, message: NewMessage, body: bytes) -> Refusal | None:
         return self._client.put(message, body, lease=False).refused
@@ -136,6 +140,12 @@ class _Nothing:
         raise self._refuse()
 
     def put(self, message: NewMessage, body: bytes) -> Refusal | None:
+        raise self._refuse()
+
+    def suspend(self, what: Suspension) -> bool:
+        raise self._refuse()
+
+    def resume(self, name: str, site: bool = False) -> bool:
         raise self._refuse()
 
 

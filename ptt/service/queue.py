@@ -82,6 +82,9 @@ def main() -> int:
     queue.operator.told = lambda act, tasks, messages: log.event(
         "operator", act=act, tasks=tasks, ids=[show_id(id) for id in messages]
     )
+    queue.operator.told_suspension = lambda how, what: log.event(
+        "suspension", act=how, destination=what.name, site=what.site, until=what.until, reason=what.reason
+    )
     descriptors = process.sockets()
     listener = socket.socket(fileno=descriptors[0]) if descriptors else bind(os.path.join(config.run, "queue.sock"))
     server = Server(queue, listener, process.uids, lambda text: log.warning("queue connection", reason=text))

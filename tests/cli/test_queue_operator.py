@@ -454,3 +454,46 @@ def test_what_is_used_of_quotas(case: Case, live: bool) -> None:
     assert "quota user:anna:bytes" in case.ptt("why", row["id"])
     assert case.json("release", row["id"])["changed"] == 1
     assert len(case.rows("--state", "ready")) == 2
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_suspended_destination_waits(case: Case, live: bool) -> None:
+    id = case.put("a@a.example", "x@x.example")
+    other = case.put("a@a.example", "z@z.example")
+    if not live:
+        case.stop()
+    assert "nothing is suspended" in case.ptt("suspended")
+    case.ptt("suspend", "X.example.", "--for", "2h", "--reason", "they are moving")
+    case.ptt("suspend", "mx.site.example", "--site")
+    case.ptt("suspend", "x.example", "--for", "0", code=2)
+    case.ptt("suspend", "x" * 500, code=1)
+    if live:
+        assert case.process is not None
+        case.process.kill()  # no goodbye: it is on disk
+        case.process.wait()
+        case.start()
+    found = [json.loads(line) for line in case.ptt("suspended", "--json").splitlines()]
+    assert [(s["destination"], s["site"], bool(s["until"]), s["reason"]) for s in found] == [
+        ("x.example", False, True, "they are moving"),
+        ("mx.site.example", True, False, ""),
+    ]
+    assert case.json("stats")["suspended"] == found
+    assert "suspended: x.example" in case.ptt("stats")
+    assert "its destination is suspended: x.example" in case.ptt("why", id)
+    assert "suspended" not in case.ptt("why", other)
+    if not live:
+        case.start()
+    with case.client(leases=True) as client:
+        assert [t.lane for t in client.lease(10, [Stage.DELIVER], 5)] == ["z.example"]
+        assert client.lease(10, [Stage.DELIVER]) == []
+        case.ptt("resume", "x.example")
+        case.ptt("resume", "x.example", code=1)
+        assert [t.lane for t in client.lease(10, [Stage.DELIVER], 5)] == ["x.example"]
+        assert "its destination is suspended" not in case.ptt("why", id)
+    case.ptt("resume", "mx.site.example", "--site")
+    case.stop()
+    lines = [json.loads(line) for line in (case.directory / "log").read_text().splitlines()]
+    told = [(x["act"], x["destination"], x["site"]) for x in lines if x["event"] == "suspension"]
+    resumed = [("resumed", "x.example", False), ("resumed", "mx.site.example", True)]
+    suspended = [("suspended", "x.example", False), ("suspended", "mx.site.example", True)]
+    assert told == (suspended if live else []) + resumed

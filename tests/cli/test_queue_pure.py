@@ -10,7 +10,7 @@ from ptt_queue.types import Entry, GroupLimit, Item, Place, State
 from ptt.cli.queue import counting
 from ptt.cli.queue.bouncing import GIVEN_UP, failure
 from ptt.cli.queue.group import duration
-from ptt.cli.queue.rows import timeline, told, waits_for
+from ptt.cli.queue.rows import timeline, told_timeline, waits_for
 from ptt.cli.queue.selection import Criteria, matches
 from ptt.message import Envelope, Note, Recipient, Reply, encode
 
@@ -95,13 +95,13 @@ def test_what_a_task_waits_for() -> None:
 
 def test_a_timeline_is_safe_for_a_terminal() -> None:
     note = encode(Note(5, [Reply("450 \x1b[31m\r\nforged line", "RCPT", "mx\x07", [1])]))
-    text = told(timeline(entry(note=note, meta=encode(Envelope("", 0, user="\x1b]0;x"))), NOW, None))
+    text = told_timeline(timeline(entry(note=note, meta=encode(Envelope("", 0, user="\x1b]0;x"))), NOW, None))
     assert "\x1b" not in text
     assert "\x07" not in text
     assert len(text.splitlines()) == 3
     assert timeline(entry(meta=b"\xc1", note=b"junk"), NOW, None)[0].what == "accepted"
-    assert "made here" in told(timeline(entry(meta=encode(Envelope("", 0, bounce=True))), NOW, None))
-    assert "has expired" in told(timeline(entry(expires=NOW), NOW, None))
+    assert "made here" in told_timeline(timeline(entry(meta=encode(Envelope("", 0, bounce=True))), NOW, None))
+    assert "has expired" in told_timeline(timeline(entry(expires=NOW), NOW, None))
 
 
 def test_a_bounce_bears_the_last_reply_of_its_recipient() -> None:

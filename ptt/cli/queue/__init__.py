@@ -10,11 +10,23 @@
 ``metering``    meters
 ``moving``      export, import
 ``rerouting``   requeue
+``suspending``  suspend, resume, suspended
 ``upkeep``      compact, quarantine
 ==============  ================================================================================================
 """
 
-from ptt.cli.queue import acting, bouncing, counting, looking, metering, moving, rerouting, upkeep
+from ptt.cli.queue import acting, bouncing, counting, looking, metering, moving, rerouting, suspending, upkeep
 from ptt.cli.queue.group import queue
 
-__all__ = ["acting", "bouncing", "counting", "looking", "metering", "moving", "queue", "rerouting", "upkeep"]
+__all__ = [
+    "acting",
+    "bouncing",
+    "counting",
+    "looking",
+    "metering",
+    "moving",
+    "queue",
+    "rerouting",
+    "suspending",
+    "upkeep",
+]

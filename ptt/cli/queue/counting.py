@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
 import msgspec
 from ptt_queue.keys import IndexKey
 from ptt_queue.offline import Reader, Space
-from ptt_queue.types import State, Stats
+from ptt_queue.types import State, Stats, Suspension
 
 from ptt.cli.queue.group import queue
 from ptt.cli.queue.metering import usage
 from ptt.cli.queue.rows import clean, stage_name
+from ptt.cli.queue.suspending import shown, told
 from ptt.cli.queue_access import now_ms, opened
 
 AGES = (5, 10, 20, 40, 80, 160, 320, 640, 1280)  # minutes, as qshape has them; the last column is above all
@@ -105,12 +107,17 @@ def stats(obj: Any, lanes: int, as_json: bool) -> None:
     with opened(obj.config) as opening:
         counted = tally(opening.reader, now_ms())
         space, process = opening.reader.space(), opening.stats()
+        waiting = opening.reader.suspended(now_ms())
         meters = largest(opening.reader, now_ms()) if as_json else []
     if as_json:
-        click.echo(json.dumps(as_builtins(counted, lanes, space, process, meters)))
+        click.echo(json.dumps(as_builtins(counted, lanes, space, process, meters, waiting)))
         return
     for text in (*table([*counted.stages.values(), counted.all], counted.top(lanes)), *numbers(space, process)):
         click.echo(text)
+    for what in waiting[:lanes]:
+        click.echo(f"suspended: {told(what)}")
+    if len(waiting) > lanes:
+        click.echo(f"{len(waiting)} destinations are suspended: see ptt queue suspended")
 
 
 def largest(reader: Reader, now: int) -> list[dict[str, Any]]:
@@ -120,7 +127,12 @@ def largest(reader: Reader, now: int) -> list[dict[str, Any]]:
 
 
 def as_builtins(
-    counted: Tally, lanes: int, space: Space, process: Stats | None, meters: list[dict[str, Any]]
+    counted: Tally,
+    lanes: int,
+    space: Space,
+    process: Stats | None,
+    meters: list[dict[str, Any]],
+    suspended: Sequence[Suspension],
 ) -> dict[str, Any]:
     return {
         "ages_minutes": list(AGES),
@@ -129,6 +141,7 @@ def as_builtins(
         "lanes": [msgspec.to_builtins(lane) for lane in counted.top(lanes)],
         "disk": msgspec.to_builtins(space),
         "meters": meters,
+        "suspended": [msgspec.to_builtins(shown(what)) for what in suspended],
         "process": msgspec.to_builtins(process) if process else None,
     }
 

@@ -9,8 +9,9 @@ import click
 import msgspec
 
 from ptt.cli.queue.group import parsed, plural, queue
-from ptt.cli.queue.rows import details, line, row_of, timeline, told
+from ptt.cli.queue.rows import details, line, row_of, timeline, told_timeline
 from ptt.cli.queue.selection import Criteria, found, selecting
+from ptt.cli.queue.suspending import of_task, told
 from ptt.cli.queue_access import now_ms, opened
 
 
@@ -59,6 +60,7 @@ def why(obj: Any, ids: tuple[str, ...], as_json: bool) -> None:
     """Why are these messages still here: what happened to them, and what they wait for."""
     missing = 0
     with opened(obj.config) as opening:
+        suspensions = opening.reader.suspended(now_ms())
         for text, id in zip(ids, parsed(ids), strict=True):
             entries = opening.reader.show(id)
             if not entries:
@@ -66,9 +68,11 @@ def why(obj: Any, ids: tuple[str, ...], as_json: bool) -> None:
                 click.echo(f"{text}: not in the queue: delivered, bounced, or never here (the log knows)", err=True)
             for entry in entries:
                 row = row_of(entry, now_ms())
-                events = timeline(entry, now_ms(), opening.place(entry.stage, entry.lane))
+                place = opening.place(entry.stage, entry.lane)
+                suspension = of_task(suspensions, entry, place)
+                events = timeline(entry, now_ms(), place, told(suspension) if suspension else "")
                 if as_json:
                     click.echo(msgspec.json.encode({"task": row, "timeline": events}).decode())
                 else:
-                    click.echo(f"{line(row).splitlines()[0]}\n{told(events)}\n")
+                    click.echo(f"{line(row).splitlines()[0]}\n{told_timeline(events)}\n")
     sys.exit(1 if missing else 0)

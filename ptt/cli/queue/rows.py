@@ -180,15 +180,21 @@ class Event(msgspec.Struct):
     maybe_delivered: bool = False
 
 
-def timeline(entry: Entry, now: int, place: Place | None) -> list[Event]:
-    """What happened to a task, what it waits for, what comes next. ``place``: None when that is not known."""
+def timeline(entry: Entry, now: int, place: Place | None, suspended: str = "") -> list[Event]:
+    """What happened to a task, what it waits for, what comes next. ``place``: None when that is not known.
+
+    ``suspended``: the suspension of its destination, in words.
+    """
     envelope, note = envelope_of(entry), decode_note(entry.note)
     events = [Event("accepted", [iso(entry.created)], _accepted(envelope, entry))]
     events += [_attempt(attempt) for attempt in attempts_of(note)]
     if entry.maybe and not any(e.maybe_delivered for e in events):
         text = "an attempt was cut off by the death of a process: it may have been delivered"
         events.append(Event("attempt", [], text, maybe_delivered=True))
-    events.append(Event("now", [iso(now)], waits_for(entry, note, now, place)))
+    waits = waits_for(entry, note, now, place)
+    if suspended and entry.state is State.WAITING and not entry.leased:
+        waits = f"its destination is suspended: {suspended}" + (f"; {waits}" if entry.due > now else "")
+    events.append(Event("now", [iso(now)], waits))
     if entry.state is State.WAITING and not entry.leased and entry.due > now:
         events.append(Event("next", [iso(entry.due)], f"attempt {entry.attempts + 1}"))
     if entry.expires:
@@ -253,7 +259,7 @@ def _limit(place: Place | None, now: int) -> str:
     return "due; waits for a free worker"
 
 
-def told(events: list[Event]) -> str:
+def told_timeline(events: list[Event]) -> str:
     """A timeline for people."""
     lines = []
     for event in events:

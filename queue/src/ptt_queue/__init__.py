@@ -6,6 +6,7 @@
 ``dispatcher``  lanes, groups, tokens: who may be leased next (memory only, no I/O)
 ``leasing``     leases, and what the store says of them
 ``requests``    put, stage, settle; ``operating`` the operator's verbs
+``suspended``   destinations that wait; ``clients`` what is remembered of each
 ``once``        submitters' keys; ``meters`` quotas: what a put must fit into; ``answers`` given a second time
 ``admin``       list, show, act over a transaction; ``amend`` an operator's settle; ``damaged`` what cannot be read
 ``queue``       all of it joined: executes groups of requests, each as one transaction

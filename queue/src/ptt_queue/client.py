@@ -26,6 +26,7 @@ from ptt_queue.types import (
     Settle,
     SettleResult,
     Stats,
+    Suspension,
     Task,
 )
 
@@ -177,6 +178,16 @@ class QueueClient:
         """Put damaged tasks back, or delete them; how many."""
         found: int = self._run([self.link.repair(tasks, delete)])[0]
         return found
+
+    def suspend(self, what: Suspension) -> bool:
+        """Lease nothing of this lane or group. False: it cannot be kept."""
+        kept: bool = self._run([self.link.suspend(what)])[0]
+        return kept
+
+    def resume(self, name: str, site: bool = False) -> bool:
+        """Was it suspended?"""
+        was: bool = self._run([self.link.resume(name, site)])[0]
+        return was
 
     def retry(self, messages: Sequence[bytes]) -> Acted:
         return self.act(Act.RETRY, messages)

@@ -6,12 +6,15 @@ A lane says only where in the index to look (``cursors``, one for each class); w
 memory holds lanes and not tasks, and at most MAX_LANES of them: when one more does not fit, ``overflow`` is set
 and the owner finds it again by skipping through the index.
 
+A group that is suspended has no tokens. A lane that is suspended is meanwhile in such a group of its own.
+
 A *token* is permission to work on one task of a group. It belongs to a lease and is freed with it.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
@@ -29,12 +32,13 @@ MAX_QUANTUM = 8
 RATE_SLACK_MS = 100  # tokens that fell due within this time may go at once: fewer timers
 
 ACTIVE, PARKED, ASLEEP, GONE = range(4)
+_SUSPENDED = "\1"  # what the name of a suspended lane's group begins with
 
 
 class Group:
     """A set of lanes with common limits. ``moved``: where its tokens went, when its one lane got another group."""
 
-    __slots__ = ("in_flight", "lanes", "limit", "moved", "name", "next_at", "parked", "timed")
+    __slots__ = ("in_flight", "lanes", "limit", "moved", "name", "next_at", "parked", "suspended", "timed")
 
     def __init__(self, name: str, limit: GroupLimit) -> None:
         self.name = name
@@ -45,10 +49,11 @@ class Group:
         self.parked: OrderedDict[bytes, Lane] = OrderedDict()
         self.timed = False  # a timer will unpark it
         self.moved: Group | None = None
+        self.suspended = False
 
     def free_at(self, now: int) -> float | None:
         """When a token is to be had: ``now``, later (by the rate), or None (when one in flight is freed)."""
-        if 0 < self.limit.in_flight <= self.in_flight:
+        if self.suspended or 0 < self.limit.in_flight <= self.in_flight:
             return None
         return now if self.next_at <= now + RATE_SLACK_MS else self.next_at - RATE_SLACK_MS
 
@@ -96,6 +101,10 @@ class Dispatcher:
         self._sequence = 0
         self._groups: dict[str, Group] = {}
         self._assigned: OrderedDict[str, tuple[str, GroupLimit]] = OrderedDict()
+        self._suspended: dict[str, int] = {}  # lanes, and until when (ms; 0: until resumed)
+        self._suspended_groups: dict[str, int] = {}
+        self._lapse_at = math.inf  # when the first of them lapses
+        self.lapsed = False  # some have: the owner is to forget them, too
 
     # -- lanes ---------------------------------------------------------------------------------------------------
 
@@ -219,6 +228,8 @@ class Dispatcher:
 
     def wake(self, now: int) -> None:
         """Move what has fallen due to the active ones."""
+        if self._lapse_at <= now:
+            self._lapse(now)
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)
             what = timer[2]
@@ -232,7 +243,8 @@ class Dispatcher:
         """When ``wake`` is to be called next; None: not before something else happens."""
         while self._timers and not self._valid(self._timers[0]):
             heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        at = min(self._timers[0][0], self._lapse_at) if self._timers else self._lapse_at
+        return at if at < math.inf else None
 
     def ready(self, stages: Sequence[int]) -> bool:
         """Is a lane active in one of these stages?"""
@@ -241,18 +253,28 @@ class Dispatcher:
     # -- tokens --------------------------------------------------------------------------------------------------
 
     def group_of(self, lane: str) -> Group:
-        """The lane's group; a group of its own if it was not assigned to one."""
+        """The lane's group; a group of its own if it was not assigned to one, or is suspended."""
+        if lane in self._suspended:
+            return self._group(_SUSPENDED + lane, self.limit)
+        return self._home(lane)
+
+    def _home(self, lane: str) -> Group:
+        """The lane's group when it is not suspended."""
         name, limit = self._assigned.get(lane) or ("\0" + lane, self.limit)
+        return self._group(name, limit)
+
+    def _group(self, name: str, limit: GroupLimit) -> Group:
         group = self._groups.get(name)
         if group is None:
             if len(self._groups) >= MAX_GROUPS:  # those with a rate are kept until here
                 self._groups = {n: g for n, g in self._groups.items() if g.in_flight or g.lanes}
             group = self._groups[name] = Group(name, limit)
+            group.suspended = name in self._suspended_groups or name.startswith(_SUSPENDED)
         return group
 
     def shares(self, lane: str, group: Group) -> bool:
         """Is the lane one of several in this group?"""
-        return self._assigned.get(lane, ("", None))[0] == group.name
+        return self._assigned.get(lane, ("", None))[0] == group.name and lane not in self._suspended
 
     def _purge(self, group: Group) -> None:
         if group.idle():
@@ -300,13 +322,13 @@ class Dispatcher:
 
     def assign(self, lane: str, name: str, limit: GroupLimit, now: int) -> None:
         """Put a lane into a group; the last limit told is the group's. What it has in flight alone moves with it."""
-        old = self.group_of(lane)
+        old = self._home(lane)
         alone = old.name == "\0" + lane
         self._assigned[lane] = (name, limit)
         self._assigned.move_to_end(lane)
         if len(self._assigned) > MAX_ASSIGNED:
             self._assigned.popitem(last=False)
-        new = self.group_of(lane)
+        new = self._home(lane)
         new.limit = limit
         if new is not old:
             for stage in self.limited:
@@ -326,3 +348,39 @@ class Dispatcher:
         new.lanes += 1
         if old.parked.pop(lane.prefix, None):
             self._activate(lane)
+
+    # -- suspensions -----------------------------------------------------------------------------------------------
+
+    def suspend(self, name: str, site: bool, until: int) -> None:
+        """Give no tokens to a lane, or to a group, until then (ms; 0: until ``resume``). What is in flight goes on."""
+        if site:
+            self._suspended_groups[name] = until
+            if group := self._groups.get(name):
+                group.suspended = True
+        else:
+            self._suspended[name] = until
+            old = self._home(name)
+            for stage in self.limited:
+                self._regroup(self.lanes.get(keys.lane_prefix(stage, 0, name)), old, self.group_of(name))
+        self._lapse_at = min(self._lapse_at, until or math.inf)
+
+    def resume(self, name: str, site: bool, now: int) -> None:
+        if site and self._suspended_groups.pop(name, None) is not None:
+            if group := self._groups.get(name):
+                group.suspended = False
+                self._unpark(group, now)
+        elif not site and name in self._suspended:
+            old = self.group_of(name)
+            del self._suspended[name]
+            for stage in self.limited:
+                self._regroup(self.lanes.get(keys.lane_prefix(stage, 0, name)), old, self._home(name))
+            self._groups.pop(old.name, None)
+
+    def _lapse(self, now: int) -> None:
+        """Resume what was suspended until now."""
+        for known, site in ((self._suspended, False), (self._suspended_groups, True)):
+            for name in [n for n, until in known.items() if 0 < until <= now]:
+                self.resume(name, site, now)
+                self.lapsed = True
+        left = (u for known in (self._suspended, self._suspended_groups) for u in known.values() if u)
+        self._lapse_at = min(left, default=math.inf)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ from ptt_queue.types import (
     Settle,
     SettleResult,
     Stats,
+    Suspension,
     Task,
 )
 
@@ -98,7 +99,24 @@ _PAYLOADS: dict[str, Any] = {
         "amend": Amended,
         "repair": int,
         "place": Place,
+        "suspend": bool,
+        "resume": bool,
     }.items()
+}
+
+_REQUESTS: dict[str, Callable[..., protocol.Request]] = {
+    "lease": protocol.Lease,
+    "body": protocol.Body,
+    "extend": protocol.Extend,
+    "stats": protocol.GetStats,
+    "list": protocol.GetList,
+    "show": protocol.GetShow,
+    "act": protocol.DoAct,
+    "amend": protocol.Amend,
+    "place": protocol.GetPlace,
+    "repair": protocol.Repair,
+    "suspend": protocol.Suspend,
+    "resume": protocol.Resume,
 }
 
 
@@ -152,23 +170,23 @@ class Link:
         return Call("body", (message, first))
 
     def extend(self, tasks: Sequence[Task]) -> Call:
-        return Call("extend", [(t.message, t.number) for t in tasks])
+        return Call("extend", ([(t.message, t.number) for t in tasks],))
 
     def stats(self) -> Call:
-        return Call("stats", None)
+        return Call("stats", ())
 
     def listing(self, filter: Filter) -> Call:
-        return Call("list", filter)
+        return Call("list", (filter,))
 
     def show(self, message: bytes) -> Call:
-        return Call("show", message)
+        return Call("show", (message,))
 
     def act(self, act: Act, messages: Sequence[bytes], tasks: Sequence[protocol.Ref] = ()) -> Call:
         return Call("act", (act, list(messages), list(tasks)))
 
     def amend(self, settle: Settle, bodies: Sequence[bytes]) -> Call:
         """The bodies must fit into one frame."""
-        call = Call("amend", settle)
+        call = Call("amend", (settle,))
         call.blob = tuple(bodies)
         return call
 
@@ -177,6 +195,12 @@ class Link:
 
     def repair(self, tasks: Sequence[protocol.Ref], delete: bool) -> Call:
         return Call("repair", (list(tasks), delete))
+
+    def suspend(self, what: Suspension) -> Call:
+        return Call("suspend", (what,))
+
+    def resume(self, name: str, site: bool) -> Call:
+        return Call("resume", (name, site))
 
     def parts(self, call: Call) -> Iterator[Pieces]:
         """The frames that go before ``send(call)``, on the same connection."""
@@ -208,26 +232,8 @@ class Link:
                 return protocol.Put(number, self._done(), *what)
             case "settle":
                 return protocol.SettleTask(number, self._done(), what)
-            case "lease":
-                return protocol.Lease(number, *what)
-            case "body":
-                return protocol.Body(number, *what)
-            case "extend":
-                return protocol.Extend(number, what)
-            case "stats":
-                return protocol.GetStats(number)
-            case "list":
-                return protocol.GetList(number, what)
-            case "show":
-                return protocol.GetShow(number, what)
-            case "amend":
-                return protocol.Amend(number, what)
-            case "place":
-                return protocol.GetPlace(number, *what)
-            case "repair":
-                return protocol.Repair(number, *what)
-            case _:
-                return protocol.DoAct(number, *what)
+            case kind:
+                return _REQUESTS[kind](number, *what)
 
     def _done(self) -> int:
         """All puts and settles up to this number have been answered."""
@@ -303,7 +309,7 @@ class Link:
         for control, blob in self._frames.feed(data):
             answer = protocol.parse_answer(control)
             if answer.number == 0:
-                self.refusing = _text(answer.payload)
+                self.refusing = protocol.parse_news(answer.payload)
                 continue
             call = self.calls.get(answer.number)
             if call is None:  # of a call that was abandoned
@@ -335,8 +341,7 @@ class Link:
             case "settle":
                 call.result = self._settled(call, result)
             case "lease":
-                for task in result:
-                    self.held[task.message, task.number] = _Held(task, "")
+                self.held.update(((task.message, task.number), _Held(task, "")) for task in result)
                 call.result = result
             case "hello":
                 for claim, granted in zip(call.what, result.granted, strict=True):
@@ -387,10 +392,3 @@ class Link:
             self.held[task.message, task.number] = _Held(task, new.then if one.then else "")
             found.append(task)
         return found
-
-
-def _text(payload: msgspec.Raw) -> str:
-    try:
-        return msgspec.msgpack.decode(payload, type=str)
-    except (msgspec.MsgspecError, ValueError) as e:
-        raise ProtocolError(f"news: {e}") from e

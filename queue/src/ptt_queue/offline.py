@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import lmdb
 import msgspec
 
-from ptt_queue import admin, amend, damaged, files, keys, meters
+from ptt_queue import admin, amend, damaged, files, keys, meters, suspended
 from ptt_queue.errors import StoreBusy, StoreError
 from ptt_queue.protocol import CHUNK_BYTES, Ref
 from ptt_queue.store import LEASED, MessageRecord, Store, Transaction
@@ -34,6 +34,7 @@ from ptt_queue.types import (
     Refusal,
     Settle,
     State,
+    Suspension,
 )
 
 KEYS_PAGE = 10_000  # keys of the index read with one snapshot
@@ -162,6 +163,11 @@ class Reader:
             if not after:
                 return
 
+    def suspended(self, now: int) -> Sequence[Suspension]:
+        """What is suspended now (ms)."""
+        with self._snapshot() as txn:
+            return [what for what in suspended.all_of(txn) if not suspended.lapsed(what, now)]
+
     def damaged(self) -> Iterator[damaged.Damaged]:
         """What was set aside."""
         after = b""
@@ -204,6 +210,14 @@ class Owner(Reader):
     def repair(self, tasks: Sequence[Ref], delete: bool) -> int:
         with self._transaction() as txn:
             return damaged.repair(txn, tasks, delete).changed
+
+    def suspend(self, what: Suspension) -> bool:
+        with self._transaction() as txn:
+            return suspended.keep(txn, what)
+
+    def resume(self, name: str, site: bool = False) -> bool:
+        with self._transaction() as txn:
+            return suspended.remove(txn, name, site) is not None
 
     def put(self, message: NewMessage, body: bytes) -> Refusal | None:
         """Store a message; why not, if it is refused."""

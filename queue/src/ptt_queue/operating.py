@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ptt_queue import admin, amend, damaged, keys
+from ptt_queue import admin, amend, damaged, keys, suspended
 from ptt_queue.dispatcher import ACTIVE, ASLEEP, PARKED, Lane
 from ptt_queue.errors import ProtocolError
 from ptt_queue.leasing import Leasing
-from ptt_queue.protocol import Amend, DoAct, GetList, GetPlace, GetShow, Repair, frame_answer
+from ptt_queue.protocol import Amend, DoAct, GetList, GetPlace, GetShow, Repair, Resume, Suspend, frame_answer
 from ptt_queue.session import Batch, Session
-from ptt_queue.types import MESSAGE_ID_BYTES, Acted, GroupLimit, Place, State
+from ptt_queue.types import MESSAGE_ID_BYTES, Acted, GroupLimit, Place, State, Suspension
 
 _PLACES = {ACTIVE: "active", PARKED: "parked", ASLEEP: "asleep"}
 MAX_ACT = 10_000  # messages, and tasks, in one request of an operator
@@ -20,14 +20,18 @@ MAX_ACT = 10_000  # messages, and tasks, in one request of an operator
 Told = Callable[[str, int, list[bytes]], None]
 """What was done, to how many tasks, and the messages that were named: for the log, after the commit."""
 
+ToldSuspension = Callable[[str, Suspension], None]
+"""``suspended``, ``resumed`` or ``lapsed``, and what; after the commit."""
+
 
 class Operator:
-    """``garbage``: ids of chunks of no message, for the house-keeping. ``told``: set it to log what was done."""
+    """``garbage``: ids of chunks of no message, for the house-keeping. ``told...``: set them to log what was done."""
 
     def __init__(self, leasing: Leasing, garbage: dict[bytes, None]) -> None:
         self.leasing = leasing
         self.garbage = garbage
         self.told: Told = lambda _act, _tasks, _messages: None
+        self.told_suspension: ToldSuspension = lambda _what, _suspension: None
 
     def listing(self, batch: Batch, session: Session, request: GetList, _blob: bytes) -> None:
         try:
@@ -70,6 +74,32 @@ class Operator:
         found = _place(self.leasing.dispatcher.lanes.get(prefix), batch.now)
         batch.answers.append((session, (frame_answer(request.number, found),)))
 
+    def suspend(self, batch: Batch, session: Session, request: Suspend, _blob: bytes) -> None:
+        what = request.what
+        kept = not suspended.lapsed(what, batch.now) and suspended.keep(batch.txn, what)
+        if kept:
+            batch.committed.append(partial(self.leasing.dispatcher.suspend, what.name, what.site, what.until))
+            batch.committed.append(partial(self.told_suspension, "suspended", what))
+        batch.answers.append((session, (frame_answer(request.number, kept),)))
+
+    def resume(self, batch: Batch, session: Session, request: Resume, _blob: bytes) -> None:
+        found = suspended.remove(batch.txn, request.name, request.site)
+        if found:
+            self._resumed(batch, "resumed", found)
+        batch.answers.append((session, (frame_answer(request.number, found is not None),)))
+
+    def lapse(self, batch: Batch) -> None:
+        """Forget the suspensions that have lapsed."""
+        for what in suspended.all_of(batch.txn):
+            if suspended.lapsed(what, batch.now):
+                suspended.remove(batch.txn, what.name, what.site)
+                self._resumed(batch, "lapsed", what)
+        batch.committed.append(partial(setattr, self.leasing.dispatcher, "lapsed", False))
+
+    def _resumed(self, batch: Batch, how: str, what: Suspension) -> None:
+        batch.committed.append(partial(self.leasing.dispatcher.resume, what.name, what.site, batch.now))
+        batch.committed.append(partial(self.told_suspension, how, what))
+
     def _changed(self, batch: Batch, changes: admin.Changes, name: str, ids: list[bytes]) -> None:
         if changes.changed:
             batch.committed.append(partial(self.told, name, changes.changed, list(dict.fromkeys(ids))))
@@ -84,5 +114,5 @@ def _place(lane: Lane | None, now: int) -> Place:
     if group is None:
         return Place(_PLACES.get(lane.place, ""), "", 0, 0, GroupLimit(0), 0)
     next_at = int(group.next_at) if group.next_at > now else 0
-    name = group.name if not group.name.startswith("\0") else ""
+    name = group.name if group.name[0] not in "\0\1" else ""  # not those of single lanes
     return Place(_PLACES.get(lane.place, ""), name, group.lanes, group.in_flight, group.limit, next_at)

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ptt_queue.errors import ProtocolError
-from ptt_queue.types import Act, Filter, GroupLimit, NewMessage, Refusal, Settle
+from ptt_queue.types import Act, Filter, GroupLimit, NewMessage, Refusal, Settle, Suspension
 
 VERSION = 1
 CLIENT_ID_BYTES = 16
@@ -153,6 +153,21 @@ class GetPlace(_Request, frozen=True, tag="place"):
     lane: str
 
 
+class Suspend(_Request, frozen=True, tag="suspend"):
+    """In place of a former one of the same name. Answered by whether it was kept."""
+
+    number: int
+    what: Suspension
+
+
+class Resume(_Request, frozen=True, tag="resume"):
+    """Answered by whether it was suspended."""
+
+    number: int
+    name: str
+    site: bool
+
+
 class Repair(_Request, frozen=True, tag="repair"):
     """Put damaged tasks back to where they were, or delete them for good. Named as in ``damaged``."""
 
@@ -179,6 +194,8 @@ Request = (
     | Amend
     | Repair
     | GetPlace
+    | Suspend
+    | Resume
 )
 
 
@@ -260,6 +277,14 @@ def parse_answer(control: bytes) -> Answer:
         return _decode_answer(control)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:  # ValueError: a text that is no UTF-8
         raise ProtocolError(f"no answer: {e}") from e
+
+
+def parse_news(payload: msgspec.Raw) -> str:
+    """What an answer with number 0 says (see Welcome). Raises ProtocolError."""
+    try:
+        return msgspec.msgpack.decode(payload, type=str)
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise ProtocolError(f"news: {e}") from e
 
 
 class Frames:

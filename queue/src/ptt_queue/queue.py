@@ -17,7 +17,7 @@ from typing import Any
 import lmdb
 import msgspec
 
-from ptt_queue import files, keys
+from ptt_queue import files, keys, suspended
 from ptt_queue.dispatcher import Dispatcher
 from ptt_queue.errors import ProtocolError, StoreBroken
 from ptt_queue.leasing import Leasing
@@ -42,8 +42,10 @@ from ptt_queue.protocol import (
     Release,
     Repair,
     Request,
+    Resume,
     SettleTask,
     Stage,
+    Suspend,
     frame_answer,
 )
 from ptt_queue.requests import Requests
@@ -112,6 +114,8 @@ class Queue:
         self.leasing = Leasing(dispatcher, store.epoch, now)
         txn = store.begin(write=False)
         self.requests = Requests(self.leasing, self.sessions, lambda: self.pressure.full, txn.orphans())
+        for what in suspended.all_of(txn):
+            dispatcher.suspend(what.name, what.site, what.until)
         txn.abort()
         self._claims_until = now + settings.grace_ms if settings.clients else now
         self._last_txn = 0
@@ -135,6 +139,8 @@ class Queue:
             Amend: operator.amend,
             Repair: operator.repair,
             GetPlace: operator.place,
+            Suspend: operator.suspend,
+            Resume: operator.resume,
         }
 
     # -- connections ---------------------------------------------------------------------------------------------
@@ -231,6 +237,8 @@ class Queue:
         if self.requests.garbage:
             self.requests.collect(batch, COLLECT_CHUNKS)
         self.leasing.sweep(batch)
+        if self.leasing.dispatcher.lapsed:
+            self.operator.lapse(batch)
         if batch.now >= self._minute_at:
             self._minute_at = batch.now + MINUTE_MS
             self.store.env.reader_check()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from ptt_queue.testing import HOUR, Subject, new_message, now_ms
-from ptt_queue.types import Meter, NewMessage, Over, Refusal, State
+from ptt_queue.types import GroupLimit, Meter, NewMessage, Over, Refusal, Settle, State, Suspension, Task
 
 
 def metered(key: str, limit: int, over: Over = Over.REFUSE, amount: int = 1, window: int = 1000 * HOUR) -> NewMessage:
@@ -70,3 +70,61 @@ def check_repeated_put_is_metered_once(subject: Subject) -> None:
         assert [r.refused for r in results] == [None, None, Refusal.METER, None]
         assert [r.meter for r in results] == ["", "m", "m", ""]
         assert client.put(metered("m", 2), b"body").refused is Refusal.METER
+
+
+def suspension(name: str, site: bool = False, until: int = 0) -> Suspension:
+    return Suspension(name, site, now_ms(), until, "they are moving")
+
+
+def check_suspended_lane_waits(subject: Subject) -> None:
+    """What is there and what comes, whatever its group; beyond a death; not what is in flight, nor other stages."""
+    with subject.client() as client:
+        (task,) = client.put(new_message("gone"), b"body").leased
+        client.put(new_message("gone"), b"body", lease=False)
+        client.put(new_message("gone", stage=1), b"body", lease=False)
+        assert client.suspend(suspension("gone"))
+        assert client.put(new_message("gone"), b"body").leased == []
+        assert [t.lane for t in client.put(new_message("here"), b"body").leased] == ["here"]
+        client.assign("gone", "site", GroupLimit(5))
+        assert [t.stage for t in client.lease(10, [1, 2])] == [1]
+        assert client.settle(Settle(task.message, task.number)).stored
+        subject.restart()
+        assert client.lease(10, [2]) == []
+        assert client.put(new_message("gone"), b"body").leased == []
+        assert client.resume("gone")
+        assert not client.resume("gone")
+        assert len(client.lease(10, [2], wait=5)) == 3
+
+
+def check_suspended_group_waits(subject: Subject) -> None:
+    """With all of its lanes, and those that come to it; a message for one of them that moves on waits before it."""
+    with subject.client() as client:
+        assert client.suspend(suspension("site", site=True))
+        for lane in ("a", "b"):
+            client.assign(lane, "site", GroupLimit(5))
+        assert [client.put(new_message(lane), b"body").leased for lane in ("a", "b")] == [[], []]
+        (signing,) = client.put(new_message("s", stage=1, then="a"), b"body").leased
+        assert not signing.then
+        assert client.lease(10, [2]) == []
+        assert client.put(new_message("c"), b"body", lease=False).refused is None
+        client.assign("c", "site", GroupLimit(5))
+        assert client.lease(10, [2]) == []
+        assert client.resume("site", site=True)
+        assert sorted(t.lane for t in client.lease(10, [2], wait=5)) == ["a", "b", "c"]
+
+
+def check_suspension_lapses(subject: Subject) -> None:
+    with subject.client() as client:
+        client.put_all([(new_message(lane), b"body") for lane in ("a", "b")], lease=False)
+        client.assign("b", "site", GroupLimit(5))
+        until = now_ms() + 300
+        assert client.suspend(suspension("a", until=until))
+        assert client.suspend(suspension("site", site=True, until=until))
+        found: list[Task] = []
+        while len(found) < 2:
+            found += client.lease(10, [2], wait=5)
+            assert now_ms() >= until
+        assert not client.resume("a")
+        assert not client.suspend(suspension("a", until=until))
+        assert not client.suspend(suspension(""))
+        assert not client.suspend(suspension("x" * 401))

@@ -199,6 +199,16 @@ class Place(msgspec.Struct, array_like=True, frozen=True):
     next_at: int  # when the rate allows the next one, ms; 0: it does not hinder
 
 
+class Suspension(msgspec.Struct, array_like=True, frozen=True):
+    """A lane, or a group (``site``), none of whose tasks in limited stages is leased, those that come included."""
+
+    name: str
+    site: bool
+    since: int
+    until: int  # ms; 0: until it is resumed
+    reason: str = ""
+
+
 class Amended(enum.StrEnum):
     """What became of an operator's settle (``QueueClient.amend``)."""
 
