@@ -221,7 +221,7 @@ def converted(
     id: bytes, task: Task, envelope: Envelope, items: Sequence[Item], size: int, config: Config, now: int
 ) -> NewMessage:
     """The message that those of a task become for whom it was converted to 7 bits: it is signed again."""
-    envelope = msgspec.structs.replace(envelope, eightbit=False, sevenbit=True)
+    envelope = msgspec.structs.replace(envelope, eightbit=False, sevenbit=True, schedule=AT_ONCE)
     schedule = Schedule(expires=task.expires, priority=task.priority)
     recipients = [recipient for _, recipient in recipients_of(items)]
     message = new_message(id, envelope, recipients, size, config, now, schedule, back=True)

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import gevent
 import msgspec
 from ptt_queue.types import Over, PutResult, Refusal
 
+from ptt import mime
 from ptt.config import Config
 from ptt.log import Log
 from ptt.message import Envelope, Recipient, domain_of, new_id, show_id
@@ -91,6 +93,8 @@ class Accept:
         if len(header.text) > MAX_HEADER_BYTES:
             return self._refuse(offer, HEADER_TOO_LARGE, "header")
         if headers.hops(header) > headers.MAX_HOPS:
+        if offer.envelope.binary and (refusal := _as_lines(offer)):
+            return self._refuse(offer, refusal, "binary")
             return self._refuse(offer, policy.LOOP, "loop")
         addresses = headers.addresses(headers.field(header, b"from"))
         if offer.service == "submission":
@@ -254,6 +258,17 @@ def _start(chunks: list[bytes]) -> bytes:
     start = bytearray()
     for chunk in chunks:
         seen = max(0, len(start) - 3)
+def _as_lines(offer: Offer) -> Reply | None:
+    """BODY=BINARYMIME becomes ordinary mail before it is signed: few servers would take it on. Or the refusal."""
+    try:
+        content = mime.to_transportable(b"".join(offer.chunks), lambda: gevent.sleep(0))
+    except mime.Unconvertible as e:
+        return Reply(554, "5.6.3", f"the message cannot be converted: {e}")
+    offer.chunks = [content]
+    offer.envelope = msgspec.structs.replace(offer.envelope, binary=False, eightbit=not content.isascii())
+    return None
+
+
         start += chunk
         if start.find(b"\r\n\r\n", seen) >= 0 or start.startswith(b"\r\n") or len(start) > MAX_HEADER_BYTES:
             break

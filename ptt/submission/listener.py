@@ -55,6 +55,7 @@ def server_configs(config: Config, listen: Listen) -> tuple[ServerConfig, Server
         "smtputf8": True,
         "dsn": True,
         "chunking": True,
+        "binarymime": True,
         "limits": True,
     }
     plain = ServerConfig(

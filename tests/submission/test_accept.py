@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 from collections.abc import Sequence
 
 import pytest
@@ -170,3 +171,26 @@ def test_refusals_before_anything_is_stored() -> None:
     assert offer(b"X: " + b"y" * accept.MAX_HEADER_BYTES + b"\r\n\r\n", queue) == (552, "5.3.4")
     assert offer(b"A: b\r\n\r\n", queue, ["none@ours.test"]) == (550, "5.1.1")
     assert queue.stored == []
+
+
+BINARY = (
+    b"From: u@ours.test\r\nMIME-Version: 1.0\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: binary\r\n"
+    b"\r\n\x89PNG\r\n\x1a\n\x00\xff" + b"\xfe" * 2000
+)
+
+
+def test_binary_mail_is_stored_as_ordinary_mail() -> None:
+    queue = FakeQueue()
+    made = Accept(Config(hostname="mail.ours.test"), queue, FakeDirectory(), Log("t", "error"), Counters(), lambda: 1e9)
+    envelope = Envelope("u@ours.test", 0, user="u@ours.test", binary=True)
+    one = Offer(envelope, [Recipient("x@else.test")], [BINARY[:9], BINARY[9:]], "submission", "ESMTPSA", "TLSv1.3 X")
+    assert made.offer(one).code == 250
+    [(_, about, _, body)] = queue.stored
+    assert (about.binary, about.eightbit) == (False, False)
+    parsed = email.message_from_bytes(body)
+    assert parsed["Content-Transfer-Encoding"] == "base64"
+    assert parsed.get_payload(decode=True) == BINARY.partition(b"\r\n\r\n")[2]
+    broken = BINARY.replace(b"image/png", b"message/partial")
+    reply = made.offer(Offer(envelope, [Recipient("x@else.test")], [broken], "submission", "ESMTPSA", "TLSv1.3 X"))
+    assert (reply.code, reply.enhanced) == (554, "5.6.3")
+    assert len(queue.stored) == 1
