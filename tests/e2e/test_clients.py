@@ -140,7 +140,7 @@ def test_s_nail(service: Any, postfix_mx: Any, run: Callable[..., str]) -> None:
         "s-nail", "-:/", "-Sv15-compat", f"-Smta=smtps://{user}:{service.password}@{host}:{port}", "-Ssmtp-auth=plain",
         f"-Stls-ca-file={service.config.tls.internal_ca}", "-Stls-verify=strict", f"-Sfrom={service.user}",
         "-Ssendwait", "-Ssendcharsets=utf-8", "-s", "s-nail-subject", RECIPIENT,
-        stdin="Grüße\n".encode(),
+        stdin="Grüße\n".encode(), DEAD="/dev/null",
     )  # fmt: skip
     assert postfix_mx.wait(b"Subject: s-nail-subject")
 
