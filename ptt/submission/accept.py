@@ -88,13 +88,13 @@ class Accept:
     def offer(self, offer: Offer) -> Reply:
         """Store the message; the reply to the final dot. A reply 250 means that it is on stable storage."""
         began = self.clock()
+        if offer.envelope.binary and (refusal := _as_lines(offer)):
+            return self._refuse(offer, refusal, "binary")
         start = _start(offer.chunks)
         header = headers.read(start)
         if len(header.text) > MAX_HEADER_BYTES:
             return self._refuse(offer, HEADER_TOO_LARGE, "header")
         if headers.hops(header) > headers.MAX_HOPS:
-        if offer.envelope.binary and (refusal := _as_lines(offer)):
-            return self._refuse(offer, refusal, "binary")
             return self._refuse(offer, policy.LOOP, "loop")
         addresses = headers.addresses(headers.field(header, b"from"))
         if offer.service == "submission":
@@ -253,11 +253,6 @@ def _author(envelope: Envelope) -> str:
     return envelope.sender or envelope.user
 
 
-def _start(chunks: list[bytes]) -> bytes:
-    """The header of a message in pieces and some of what follows; longer than MAX_HEADER_BYTES if it is too long."""
-    start = bytearray()
-    for chunk in chunks:
-        seen = max(0, len(start) - 3)
 def _as_lines(offer: Offer) -> Reply | None:
     """BODY=BINARYMIME becomes ordinary mail before it is signed: few servers would take it on. Or the refusal."""
     try:
@@ -269,6 +264,11 @@ def _as_lines(offer: Offer) -> Reply | None:
     return None
 
 
+def _start(chunks: list[bytes]) -> bytes:
+    """The header of a message in pieces and some of what follows; longer than MAX_HEADER_BYTES if it is too long."""
+    start = bytearray()
+    for chunk in chunks:
+        seen = max(0, len(start) - 3)
         start += chunk
         if start.find(b"\r\n\r\n", seen) >= 0 or start.startswith(b"\r\n") or len(start) > MAX_HEADER_BYTES:
             break
