@@ -6,6 +6,7 @@ import contextlib
 import errno
 import pathlib
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,11 +23,12 @@ from ptt.net import handshakes
 from ptt.net.handshakes import Handshakes
 from ptt.net.memory import memory_pair
 from ptt.net.proxy import SIGNATURE
-from ptt.net.stream import ReadTimeout, Stream, StreamError, connect
-from ptt.net.tls import opportunistic_context, server_context
+from ptt.net.stream import ReadTimeout, Stream, StreamError, connect, show_address
+from ptt.net.tls import internal_client_context, opportunistic_context, server_context
 from ptt.smtp.reply import Reply
 from ptt.submission import arrival, census, listener
 from ptt.submission.census import Census
+from ptt.submission.limits import ROLE_SECONDS
 from ptt.submission.listener import Listener, listeners
 
 LONG = 5.0
@@ -86,11 +88,13 @@ class Place:
         self.clients.append(made)
         return made
 
-    def connect_tls(self, first: bytes = b"") -> Stream:
+    def connect_tls(self, first: bytes = b"", context: ssl.SSLContext | None = None) -> Stream:
         below = connect("127.0.0.1", self.port, LONG)
         self.clients.append(below)
         below.write(first, LONG)
-        return below.start_tls(opportunistic_context(), LONG, server_side=False)
+        return below.start_tls(
+            context or opportunistic_context(), LONG, server_side=False, server_hostname="mx.example.org"
+        )
 
     def refused(self) -> dict[str, float]:
         """How many, by reason."""
@@ -109,7 +113,8 @@ def start(certificates: dict[str, pathlib.Path]) -> Iterator[Start]:
     made: list[Place] = []
 
     def make(connections: dict[str, Any] | None = None, smtp: dict[str, Any] | None = None, **listen: Any) -> Place:
-        made.append(Place(context, {"exempt": [], **(connections or {})}, smtp or {}, **listen))
+        chosen = listen.pop("context", context)
+        made.append(Place(chosen, {"exempt": [], **(connections or {})}, smtp or {}, **listen))
         return made[-1]
 
     yield make
@@ -128,6 +133,10 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         gevent.sleep(0.005)
+
+
+def own_address(stream: Any) -> str:
+    return show_address(*stream._below._socket.getsockname()[:2])
 
 
 def send_mail(sock: socket.socket) -> bytes:
@@ -226,6 +235,66 @@ def test_limits_are_for_the_real_client(start: Start) -> None:
         assert said(client).startswith(code)
         held.append(client)
     assert place.refused() == {"address": 1}
+
+
+HAPROXY = """
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend front
+    bind 127.0.0.1:{port}
+    default_backend ptt
+backend ptt
+    server ptt 127.0.0.1:{ours} {how} check inter 100ms
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"])
+def test_behind_haproxy(
+    start: Start, how: str, program: Callable[[str], str], free_port: Callable[[], int], tmp: pathlib.Path
+) -> None:
+    """What the client is called and whether it may relay is decided by its own address, 127.0.0.2."""
+    haproxy = program("haproxy")
+    place, port = start(proxies=["127.0.0.1/32"], trusted=["127.0.0.2/32"]), free_port()
+    (tmp / "haproxy.cfg").write_text(HAPROXY.format(port=port, ours=place.port, how=how))
+    check = subprocess.run([haproxy, "-c", "-f", str(tmp / "haproxy.cfg")], capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+    with (tmp / "log").open("w") as log:
+        proxy = subprocess.Popen([haproxy, "-db", "-f", str(tmp / "haproxy.cfg")], stdout=log, stderr=log)
+    try:
+        until(lambda: "ptt_sessions_total" in {name for name, _ in place.counters.counters})  # its health check
+        for source, relays in (("127.0.0.2", True), ("127.0.0.3", False)):
+            client = socket.create_connection(("127.0.0.1", port), LONG, (source, 0))
+            with client:
+                client.settimeout(LONG)
+                assert said(client).startswith(b"220 ")
+                assert send_mail(client).startswith(b"250 ") == relays
+        assert place.accept.clients == ["127.0.0.2"]
+        assert place.refused()["sender"] == 1
+        assert not {"proxy", "proxy header"} & set(place.refused())
+    finally:
+        proxy.terminate()
+        proxy.wait(10)
+
+
+def test_roles_are_not_limited(start: Start, certificates: dict[str, pathlib.Path]) -> None:
+    """Who is one too many on a relay listener may show the certificate of a role, and has little time for it."""
+    files = [str(certificates[name]) for name in ("relay", "relay.key", "ca")]
+    internal = server_context(*files[:2], client_ca=files[2], client_required=False)
+    place = start({"per_address": 1}, tls="implicit", trusted=[], context=internal)
+    role = internal_client_context(str(certificates["submission"]), str(certificates["submission.key"]), files[2])
+    for n, context in enumerate((opportunistic_context(), role, role, opportunistic_context())):
+        stream = place.connect_tls(context=context)
+        assert stream.read(4096, LONG).startswith(b"220 ")
+        stream.write(b"EHLO me\r\n", LONG)
+        assert (b"PTT" in stream.read(4096, LONG).partition(b"\r\n")[2]) == (context is role)
+        session = next(s for s in place.listener.sessions if s.stream.peer == own_address(stream))
+        in_time = session._pace.left(time.monotonic())
+        assert (in_time <= ROLE_SECONDS) == (n == 3)
+    assert place.refused() == {}
 
 
 # -- limits --------------------------------------------------------------------------------------------------------
