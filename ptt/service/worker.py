@@ -67,7 +67,16 @@ class Worker:
         logins = Logins(self.control, self.snapshot)
         sockets = [(index, socket.socket(fileno=fd)) for index, fd in child.listen]
         self.listeners: list[Listener] = listeners(
-            config, sockets, self.contexts, logins, self.snapshot, accept, log, self.counters, self._census()
+            config,
+            sockets,
+            self.contexts,
+            logins,
+            self.snapshot,
+            accept,
+            log,
+            self.counters,
+            self._census(),
+            self.spool,
         )
         self.stopped = gevent.event.Event()
 

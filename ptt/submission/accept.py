@@ -29,12 +29,11 @@ MAX_EXPANDED = 10_000  # recipients of one message behind its aliases: the queue
 MAX_HEADER_BYTES = 256 * 1024  # Postfix's header_size_limit is 100 KiB; a header above this cannot be signed
 ONCE_MS = 86_400_000  # for so long a submission key stands for its first message: clients repeat within minutes
 
-FULL = Reply(452, "4.3.1", "the queue is full, try again later")
 NOT_STORED = Reply(451, "4.3.0", "the message could not be stored, try again later")
 NO_RECIPIENT = Reply(550, "5.1.1", "the alias has no address left")
 TOO_MANY = Reply(552, "5.5.3", f"the aliases stand for more than {MAX_EXPANDED} addresses, name fewer at once")
 HEADER_TOO_LARGE = Reply(552, "5.3.4", f"the header is larger than {MAX_HEADER_BYTES} bytes")
-_REFUSED = {Refusal.FULL: FULL}
+_REFUSED = {Refusal.FULL: policy.FULL}
 
 
 class Queueing(Protocol):

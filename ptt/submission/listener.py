@@ -233,6 +233,7 @@ def listeners(
     log: Log,
     counters: Counters,
     census: Census,
+    pressure: policy.Pressure = policy.NO_PRESSURE,
 ) -> list[Listener]:
     """A listener for each socket; ``sockets`` gives with each its index in ``config.listen``."""
     made = []
@@ -257,6 +258,7 @@ def listeners(
             admission=admission,
             handshakes=handshakes,
             seldom=seldom,
+            pressure=pressure,
         )
         made.append(Listener(sock, service))
     return made

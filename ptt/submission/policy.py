@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ptt.directory.records import Limits
 from ptt.message import domain_of
@@ -18,10 +18,16 @@ FIELD_NOT_YOURS = Reply(550, "5.7.1", "{field}: {sender} is not an address of {u
 NO_AUTHOR = Reply(550, "5.6.0", "the From field names no address that can be read")
 NOTIFICATION = Reply(550, "5.5.3", "a notification (null sender) has one recipient")
 NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
+FULL = Reply(452, "4.3.1", "the queue is full, try again later")
+STILL_FULL = Reply(421, "4.3.1", "the queue is full, try again later")
 CLOSED_GROUP = Reply(550, "5.7.1", "{user} may not write to the group {address}")
 LOOP = Reply(554, "5.4.6", "this message has passed too many hops, it seems to loop")
 NO_RELAY = Reply(550, "5.7.1", "this service relays for its own roles and for trusted networks only")
 """The replies of a refusal; braces are filled in by the decisions below."""
+
+FULL_SECONDS = (
+    60.0  # for so long a full queue is told at each MAIL; after that the connection ends, to leave us in peace
+)
 
 OTHER_AUTHORS = {b"sender": "Sender", b"resent-from": "Resent-From", b"resent-sender": "Resent-Sender"}
 """Fields beside From that say who sends (RFC 5322 3.6.2, 3.6.6)."""
@@ -33,6 +39,24 @@ ROLES_SERVED = {
     "relay": frozenset({"signer", "submission"}),
 }
 """Whose mail each role takes from the role before it (DESIGN: submission -> signer -> relay)."""
+
+
+class Pressure(Protocol):
+    """What is asked of ``ptt.spool.Spool``: the mark above which the queue takes nothing, and for how long it has."""
+
+    @property
+    def refusing(self) -> str: ...
+
+    @property
+    def refusing_seconds(self) -> float: ...
+
+
+class _NoPressure(NamedTuple):
+    refusing: str = ""
+    refusing_seconds: float = 0.0
+
+
+NO_PRESSURE: Pressure = _NoPressure()
 
 
 class Directory(Protocol):
@@ -53,6 +77,13 @@ class Directory(Protocol):
     def may_post(self, user: str, address: str) -> bool: ...
 
     def limits(self, user: str) -> tuple[Limits | None, Limits | None] | None: ...
+
+
+def pressed(pressure: Pressure, arriving: bool = False) -> Reply | None:
+    """Has the queue no room for a message (RFC 3463, 3.4)? ``arriving``: the question is about a connection."""
+    if not pressure.refusing:
+        return None
+    return STILL_FULL if arriving or pressure.refusing_seconds > FULL_SECONDS else FULL
 
 
 def sender(directory: Directory, user: str, address: str) -> Reply | None:

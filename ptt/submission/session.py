@@ -88,6 +88,7 @@ class Service(msgspec.Struct):
     handshakes: Handshakes
     seldom: Seldom
     clock: Callable[[], float] = time.monotonic
+    pressure: policy.Pressure = policy.NO_PRESSURE  # of the queue
 
 
 class Session:
@@ -126,6 +127,10 @@ class Session:
             if self.service.listen.tls == "implicit":
                 self._handshake()
                 self.smtp = ServerSession(self.smtp.config, tls=True)
+            if service == "relay" and (refusal := policy.pressed(self.service.pressure, arriving=True)):
+                self.service.counters.count("ptt_refused_total", "421", "full")
+                self.stream.write(refusal.encode(), REPLY_SECONDS)
+                return
             self._run()
         except StreamError as e:
             self.service.log.debug("session ended", client=self.client, reason=str(e))
@@ -321,7 +326,7 @@ class Session:
             envelope, refusal = transaction.from_role(envelope, event, self.service.config)
         else:
             refusal = None if self._is_trusted else policy.NO_RELAY
-        if refusal is None:
+        if (refusal := refusal or policy.pressed(self.service.pressure)) is None:
             self.envelope = envelope
             self._refused_senders = 0
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import types
 from typing import Any
 
 import gevent
@@ -32,6 +33,7 @@ from ptt.submission.limits import (
     Seldom,
 )
 from ptt.submission.listener import server_configs
+from ptt.submission.policy import FULL_SECONDS
 from ptt.submission.session import Service, Session
 
 MIB = 1024 * 1024
@@ -241,3 +243,22 @@ def test_small_contents_always_fit(size: int) -> None:
     assert budget.held == size
     assert budget.change(size, 0)
     assert budget.held == 0
+
+
+def test_a_full_queue_takes_no_mail() -> None:
+    place = Place()
+    pressure = place.service.pressure = types.SimpleNamespace(refusing="", refusing_seconds=0.0)
+    client = place.client()
+    ask(client, b"HELO me")
+    pressure.refusing = "bytes"
+    assert ask(client, b"MAIL FROM:<a@b.test>").startswith(b"452 4.3.1 ")
+    ours, theirs = memory_pair(("192.0.2.1:1", "192.0.2.2:25"))
+    place.greenlets.append(gevent.spawn(Session(place.service, theirs, "192.0.2.1").serve))
+    assert read(ours).startswith(b"421 4.3.1 ")  # a role with mail for us comes again later
+    assert ours.read(10, 2.0) == b""
+    pressure.refusing = ""
+    assert ask(client, b"MAIL FROM:<a@b.test>").startswith(b"250")
+    ask(client, b"RSET")
+    pressure.refusing, pressure.refusing_seconds = "bytes", FULL_SECONDS + 1
+    assert ask(client, b"MAIL FROM:<a@b.test>").startswith(b"421 4.3.1 ")
+    assert client.read(10, 2.0) == b""
