@@ -30,13 +30,12 @@ other end in the middle of a message (``Closed``, a time-out), ``interrupted()``
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ptt.smtp.authentication import ClientAuth
 from ptt.smtp.capabilities import NOTHING_OFFERED, capabilities_of
-from ptt.smtp.dotstuff import gather, stuff
+from ptt.smtp.dotstuff import stuff
 from ptt.smtp.errors import ProtocolError
 from ptt.smtp.events import (
     NEED_DATA,
@@ -53,14 +52,12 @@ from ptt.smtp.events import (
     TlsReady,
     TlsRefused,
 )
+from ptt.smtp.outbox import Outbox
 from ptt.smtp.params import NO_MAIL_PARAMS, MailParams, RcptParams
 from ptt.smtp.reply import Reply, ReplyReader
 from ptt.smtp.sasl import Account, Secret
 from ptt.smtp.scram import Derive, derive
-from ptt.smtp.transaction import Command, Phase, Transaction, transaction_commands
-
-PIPELINE_COMMANDS: Final = 100  # sent before their replies are read: what both sides have under way stays within
-# the buffers of any socket, so neither waits for the other to read (RFC 2920 3.1)
+from ptt.smtp.transaction import Command, Phase, Transaction, chunk_commands, transaction_commands
 
 
 class ClientSession:
@@ -73,11 +70,10 @@ class ClientSession:
         self.capabilities = NOTHING_OFFERED
         self.final_dot = False  # the end of the content was handed out: the message may have arrived
         self._in = ReplyReader()
-        self._out: list[bytes] = []
-        self._todo: deque[Command] = deque()  # to be sent
-        self._flight: deque[Command] = deque([Command(b"", Phase.GREETING)])  # sent, not answered yet
+        self._outbox = Outbox()
+        self._outbox.flight.append(Command(b"", Phase.GREETING))
         self._message: Transaction | None = None
-        self._dot_due = False  # the content was handed out, its end not yet
+        self._announce: FinalDot | None = None
         self._dirty = False  # the server may hold a half transaction: RSET before the next
         self._handshake = False
         self._auth = ClientAuth()
@@ -95,25 +91,23 @@ class ClientSession:
 
     def data_to_send(self) -> bytes:
         """What is to be written, joined; b"" when there is nothing."""
-        out = self._out
-        if not out:
-            return b""
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
-        return data
+        return self._outbox.data()
 
     def pieces_to_send(self) -> list[bytes]:
         """As ``data_to_send``, without joining what is large: for messages of many MiB."""
-        out, self._out = self._out, []
-        return gather(out)
+        return self._outbox.pieces()
 
     def next_event(self) -> ClientEvent | NeedData:
         """The next thing that concerns the driver, or NEED_DATA. Raises ProtocolError."""
         while True:
             if self._closed is not None:
                 return self._closed
-            if self._dot_due and self._in.empty:
-                self._send_final_dot()
+            if self._announce is not None:
+                announced, self._announce = self._announce, None
+                return announced
+            if self._in.empty and self._outbox.may_end(self.capabilities.pipelining):
+                self.final_dot = True  # from here on it may be delivered without our hearing of it
+                self._outbox.send_end()
             reply = self._in.next()
             if reply is not None:
                 event = self._take(reply)
@@ -127,14 +121,13 @@ class ClientSession:
     @property
     def phase(self) -> str:
         """The command that is not answered yet, for the text of an error: "RCPT", "end of DATA", "idle"."""
-        if self._dot_due:
-            return Phase.CONTENT
-        return self._flight[0].phase if self._flight else "idle"
+        flight = self._outbox.flight
+        return flight[0].phase if flight else Phase.CONTENT if self._outbox.end else "idle"
 
     @property
     def reusable(self) -> bool:
         """True when another message may be sent on this connection."""
-        return not (self._closed or self._eof or self._message or self._flight or self._dot_due or self._handshake)
+        return not (self._closed or self._eof or self._message or self._outbox.flight or self._handshake)
 
     def interrupted(self) -> list[Result | None]:
         """After a broken connection: the results that are known, None for recipients whose fate is not."""
@@ -182,24 +175,39 @@ class ClientSession:
         content: Sequence[bytes],
         mail: MailParams = NO_MAIL_PARAMS,
         rcpt: Sequence[RcptParams] = (),
+        *,
+        chunk: int = 0,
+        at_once: bool = False,
     ) -> None:
         """Send a message: FinalDot (if the content is wanted) and MessageDone follow.
 
         ``content``: chunks with CRLF line ends, not stuffed; never joined. ``rcpt``: one per recipient, or none at
         all. SIZE is added here; parameters that the server does not offer are left out (look at ``capabilities``
         first, where that matters). Raises UnsendableAddress.
+
+        ``chunk``: send it by BDAT (RFC 3030), at most so many octets at a time; the peer must offer CHUNKING, and
+        BINARYMIME if that is the body. ``at_once``: do not wait for the answers to RCPT; FinalDot comes first and
+        names every recipient. Else it comes before the first chunk when a recipient was accepted.
         """
         if not self.reusable or not recipients:
             raise RuntimeError("send_message() needs an idle connection and a recipient")
+        binary = mail.body == "BINARYMIME"
+        if (chunk and not self.capabilities.chunking) or (binary and not (chunk and self.capabilities.binarymime)):
+            raise RuntimeError("send_message() by BDAT to a peer that does not offer it")
         if mail.size is None:
             mail = mail._replace(size=sum(map(len, content)))
         commands = transaction_commands(sender, recipients, mail, rcpt, self.capabilities)
         self.final_dot = False
-        self._message = Transaction(len(recipients), content)
+        chunks = chunk_commands(content, chunk, binary) if chunk else []
+        message = self._message = Transaction(len(recipients), content, chunks)
         if self._dirty:
-            self._todo.append(Command(b"RSET\r\n", Phase.RSET))
+            self._outbox.todo.append(Command(b"RSET\r\n", Phase.RSET))
         self._dirty = True
-        self._todo.extend(commands)
+        self._outbox.todo.extend(commands)
+        if not chunk:
+            self._outbox.todo.append(Command(b"DATA\r\n", Phase.DATA))
+        elif at_once:
+            self._announce = self._send_chunks(message, chunks[-1], range(len(recipients)))
         self._pump()
 
     def reset(self) -> None:
@@ -215,46 +223,39 @@ class ClientSession:
     def _send(self, command: Command) -> None:
         if not self.reusable:
             raise RuntimeError(f"{command.phase} in the middle of {self.phase}")
-        self._todo.append(command)
+        self._outbox.todo.append(command)
         self._pump()
 
     def _hello(self) -> None:
         self.capabilities = NOTHING_OFFERED
-        self._todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
+        self._outbox.todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
         self._pump()
 
     def _pump(self) -> None:
-        """Send what may go now: a group at a time, the next one when all of it is answered."""
-        if self._flight or not self._todo:
-            return
-        group = PIPELINE_COMMANDS if self.capabilities.pipelining else 1
-        for _ in range(min(group, len(self._todo))):
-            command = self._todo.popleft()
-            self._flight.append(command)
-            self._out.append(command.wire)
+        self._outbox.pump(self.capabilities.pipelining)
 
-    def _send_final_dot(self) -> None:
-        """From here on the message may be delivered without our hearing of it."""
-        self._dot_due = False
-        self.final_dot = True
-        self._out.append(b".\r\n")
-        self._flight.append(Command(b"", Phase.CONTENT))
+    def _send_chunks(self, message: Transaction, last: Command, accepted: Sequence[int]) -> FinalDot:
+        """All BDAT but the last may go now."""
+        self._outbox.todo.extend(message.chunks)
+        self._outbox.end = last
+        return FinalDot(tuple(accepted))
 
     # --- replies in -----------------------------------------------------------------------------------------
 
     def _take(self, reply: Reply) -> ClientEvent | None:
-        if self._dot_due:
+        flight = self._outbox.flight
+        if not flight and self._outbox.end is not None:
             return self._early(reply)
-        if not self._flight:
+        if not flight:
             if reply.code != 421:
                 raise ProtocolError("reply to no command")
             self._closed = Closed("server closes", reply)
             return None
-        command = self._flight[0]
+        command = flight[0]
         if reply.kind == 3 and command.phase not in (Phase.DATA, Phase.AUTH):
             raise ProtocolError(f"reply {reply.code} to {command.phase}")
         event = _ANSWERS[command.phase](self, command, reply)
-        self._flight.popleft()
+        flight.popleft()
         if reply.code == 421:
             self._closing(command.phase, reply)
         if event is None and self._message is not None:
@@ -270,7 +271,7 @@ class ClientSession:
     def _answer_mail(self, _command: Command, reply: Reply) -> ClientEvent | None:
         if not reply.ok:
             self._current().refuse_all(reply, Phase.MAIL)
-            self._todo.clear()
+            self._outbox.give_up()
         return None
 
     def _answer_rcpt(self, command: Command, reply: Reply) -> ClientEvent | None:
@@ -285,15 +286,20 @@ class ClientSession:
             message.refuse_all(reply, Phase.DATA)
             return None
         if not message.accepted:  # RFC 2920 3.1: the server wants content although nobody is to get it
-            self._out.append(b".\r\n")
-            self._flight.append(Command(b"", Phase.LONE_DOT))
+            self._outbox.send(Command(b".\r\n", Phase.LONE_DOT))
             return None
-        self._out.extend(stuff(message.content))
-        self._dot_due = True
+        self._outbox.write(stuff(message.content))
+        self._outbox.end = Command(b".\r\n", Phase.CONTENT)
         return FinalDot(tuple(message.accepted))
 
+    def _answer_chunk(self, _command: Command, reply: Reply) -> ClientEvent | None:
+        if not reply.ok:  # RFC 3030 2: the transaction has failed, no further chunk is sent
+            self._current().refuse_all(reply, Phase.CHUNK)
+            self._outbox.give_up()
+        return None
+
     def _answer_content(self, command: Command, reply: Reply) -> ClientEvent | None:
-        self._dirty = False
+        self._dirty = self._current().last is not None and not reply.ok  # a refused BDAT may leave it open
         if command.phase is Phase.CONTENT:
             self._current().refuse_all(reply, Phase.CONTENT)  # whatever it says, it holds for all that were accepted
         return None
@@ -305,15 +311,20 @@ class ClientSession:
         self._dirty = True  # MAIL is on its way
         if not reply.ok:
             self._current().refuse_all(reply, Phase.RSET)
-            self._todo.clear()
+            self._outbox.give_up()
         return None
 
-    def _message_event(self, message: Transaction) -> MessageDone | None:
-        """Is all said that will be said of this message?"""
-        if self._todo and self._todo[0].phase is Phase.DATA and not message.accepted and not self._flight:
-            self._todo.clear()  # nobody is left to get it; without PIPELINING DATA is not sent at all
-        if self._flight or self._todo or self._dot_due:
+    def _message_event(self, message: Transaction) -> MessageDone | FinalDot | None:
+        """Is all said that will be said of this message, or of its envelope?"""
+        todo = self._outbox.todo
+        if self._outbox.flight:
             return None
+        if not message.accepted and (not todo or todo[0].phase in (Phase.DATA, Phase.CHUNK)):
+            self._outbox.give_up()  # nobody is left to get it; without PIPELINING DATA is not sent at all
+        if todo or self._outbox.end is not None:
+            return None
+        if message.last is not None and not self.final_dot and None in message.results:
+            return self._send_chunks(message, message.last, message.accepted)
         self._message = None
         return MessageDone([result for result in message.results if result is not None])
 
@@ -323,28 +334,27 @@ class ClientSession:
         if message is None or reply.kind in (2, 3):
             raise ProtocolError(f"reply {reply.code} before the end of the content")
         message.refuse_all(reply, Phase.CONTENT)
-        self._dot_due = False
         self._message = None
-        self._out.clear()
+        self._outbox.discard()
         self._closed = Closed("server refused the content before its end", reply)
         return MessageDone([result for result in message.results if result is not None])
 
     def _closing(self, phase: str, reply: Reply) -> None:
         """421: the server closes (RFC 5321 3.8). What it had not settled gets this reply."""
         self._closed = self._closed or Closed("server closes", reply)
-        self._flight.clear()
-        self._todo.clear()
+        self._outbox.flight.clear()
+        self._outbox.give_up()
         if self._message is not None:
             self._message.refuse_all(reply, phase)
 
     def _answer_hello(self, command: Command, reply: Reply) -> ClientEvent | None:
         if command.phase is Phase.EHLO and reply.permanent:
-            self._todo.append(Command(f"HELO {self.hostname}\r\n".encode(), Phase.HELO))  # RFC 5321 3.2
+            self._outbox.todo.append(Command(f"HELO {self.hostname}\r\n".encode(), Phase.HELO))  # RFC 5321 3.2
             return None
         if not reply.ok:
             return Refused(command.phase, reply)
         if command.phase is Phase.GREETING:
-            self._todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
+            self._outbox.todo.append(Command(f"EHLO {self.hostname}\r\n".encode(), Phase.EHLO))
             return None
         self.capabilities = capabilities_of(reply) if command.phase is Phase.EHLO else NOTHING_OFFERED
         return Ready(reply)
@@ -362,7 +372,7 @@ class ClientSession:
         response = self._auth.respond(reply)
         if response is None:
             return AuthDone(reply)
-        self._todo.append(Command(response, Phase.AUTH))
+        self._outbox.todo.append(Command(response, Phase.AUTH))
         return None
 
     def _answer_quit(self, _command: Command, reply: Reply) -> ClientEvent:
@@ -379,6 +389,7 @@ _ANSWERS: Final[dict[str, Callable[[ClientSession, Command, Reply], ClientEvent 
     Phase.MAIL: ClientSession._answer_mail,
     Phase.RCPT: ClientSession._answer_rcpt,
     Phase.DATA: ClientSession._answer_data,
+    Phase.CHUNK: ClientSession._answer_chunk,
     Phase.CONTENT: ClientSession._answer_content,
     Phase.LONE_DOT: ClientSession._answer_content,
     Phase.RSET: ClientSession._answer_rset,

@@ -26,6 +26,7 @@ class Phase:
     MAIL: Final = "MAIL"
     RCPT: Final = "RCPT"
     DATA: Final = "DATA"
+    CHUNK: Final = "BDAT"  # but the last one, whose answer is that to the content
     CONTENT: Final = "end of DATA"
     LONE_DOT: Final = "end of an empty DATA"  # 354 came although every recipient was refused
     RSET: Final = "RSET"
@@ -34,20 +35,24 @@ class Phase:
 
 
 class Command(NamedTuple):
-    """A command to be sent; ``recipient`` is the index of the one that RCPT names."""
+    """A command to be sent; ``recipient`` is the index of the one that RCPT names, ``octets`` follow BDAT."""
 
     wire: bytes
     phase: str
     recipient: int = 0
+    octets: Sequence[bytes] = ()
 
 
 class Transaction:
     """A message on its way: which recipients were accepted, and the final result of the others."""
 
-    __slots__ = ("accepted", "content", "results")
+    __slots__ = ("accepted", "chunks", "content", "last", "results")
 
-    def __init__(self, recipients: int, content: Sequence[bytes]) -> None:
+    def __init__(self, recipients: int, content: Sequence[bytes], chunks: list[Command]) -> None:
+        """``chunks``: what ``chunk_commands`` gave; empty when the content goes by DATA."""
         self.content = content
+        self.chunks = chunks[:-1]
+        self.last = chunks[-1] if chunks else None
         self.accepted: list[int] = []
         self.results: list[Result | None] = [None] * recipients
 
@@ -68,7 +73,7 @@ class Transaction:
 def transaction_commands(
     sender: str, recipients: Sequence[str], mail: MailParams, rcpt: Sequence[RcptParams], peer: Capabilities
 ) -> list[Command]:
-    """MAIL, every RCPT and DATA, with those parameters that the peer understands.
+    """MAIL and every RCPT, with those parameters that the peer understands.
 
     Raises UnsendableAddress for one that could not be sent: with control characters, or not ASCII without SMTPUTF8.
     """
@@ -77,8 +82,44 @@ def transaction_commands(
     for index, recipient in enumerate(recipients):
         parameters = format_rcpt_params(rcpt[index], peer.rcpt) if rcpt else ""
         commands.append(Command(_line("RCPT TO", recipient, parameters, utf8), Phase.RCPT, index))
-    commands.append(Command(b"DATA\r\n", Phase.DATA))
     return commands
+
+
+def chunk_commands(content: Sequence[bytes], most: int, binary: bool) -> list[Command]:
+    """The content as BDAT commands (RFC 3030) of at most ``most`` octets, the last one with LAST.
+
+    The last line of text gets its end, as ``dotstuff.stuff`` does.
+    """
+    if not binary and not ends_in_crlf(content):
+        content = [*content, b"\r\n"]
+    groups: list[list[bytes]] = [[]]
+    room = most
+    for piece in content:
+        start = 0
+        while start < len(piece):
+            if room == 0:
+                groups.append([])
+                room = most
+            part = piece[start : start + room]  # the whole piece, not copied, where it fits
+            groups[-1].append(part)
+            room -= len(part)
+            start += len(part)
+    sizes = [sum(map(len, group)) for group in groups]
+    commands = [
+        Command(b"BDAT %d\r\n" % size, Phase.CHUNK, octets=group) for size, group in zip(sizes, groups, strict=True)
+    ]
+    commands[-1] = Command(b"BDAT %d LAST\r\n" % sizes[-1], Phase.CONTENT, octets=groups[-1])
+    return commands
+
+
+def ends_in_crlf(content: Sequence[bytes]) -> bool:
+    """Does the last line have its end? The empty content has none."""
+    end = b""
+    for piece in reversed(content):
+        end = piece[-2:] + end
+        if len(end) >= 2:
+            break
+    return not end or end.endswith(b"\r\n")
 
 
 def _line(verb: str, address: str, parameters: str, utf8: bool) -> bytes:

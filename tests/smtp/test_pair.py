@@ -13,6 +13,7 @@ from ptt.smtp import (
     AuthDone,
     ClientSession,
     Closed,
+    FinalDot,
     MailParams,
     MessageComplete,
     MessageDone,
@@ -40,6 +41,7 @@ class Pair:
         self.says = says
         self.size = size
         self.server_events: list[Any] = []
+        self.announced: list[Any] = []  # what the client said before MessageDone
 
     def _serve(self) -> None:
         while (event := self.server.next_event()) is not NEED_DATA and not isinstance(event, Closed):
@@ -71,10 +73,13 @@ class Pair:
                 self.client.receive_data(answer[i : i + self.size])
         raise AssertionError("no end")
 
-    def message(self, recipients: list[str], content: list[bytes]) -> list[tuple[int, str]]:
-        self.client.send_message("a@example.net", recipients, content, MailParams(body="8BITMIME"))
+    def message(
+        self, recipients: list[str], content: list[bytes], body: str = "8BITMIME", **how: Any
+    ) -> list[tuple[int, str]]:
+        self.client.send_message("a@example.net", recipients, content, MailParams(body=body), **how)
+        self.announced = []
         while not isinstance(event := self.event(), MessageDone):
-            pass
+            self.announced.append(event)
         return [(r.reply.code, r.phase) for r in event.results]
 
     def received(self) -> list[bytes]:
@@ -82,7 +87,9 @@ class Pair:
 
 
 def pair(size: int, pipelining: bool, **says: Reply) -> Pair:
-    joined = Pair(ServerConfig("mx.example.org", pipelining=pipelining, dsn=True), size, **says)
+    joined = Pair(
+        ServerConfig("mx.example.org", pipelining=pipelining, dsn=True, chunking=True, binarymime=True), size, **says
+    )
     assert isinstance(joined.event(), Ready)
     return joined
 
@@ -118,6 +125,75 @@ class TestBothWays:
         joined = pair(size, pipelining)
         assert joined.message(["b@x.org"], [b"x\n.\r\ny\r\n"]) == [(550, "end of DATA")]
         assert joined.message(["b@x.org"], [b"x\r\n"]) == [(250, "end of DATA")]
+
+
+@pytest.mark.parametrize("size", [1, 5, 1 << 20])
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("chunk", [1, 4, 1 << 20])
+class TestByBdat:
+    def test_messages_on_one_connection(self, size: int, pipelining: bool, at_once: bool, chunk: int) -> None:
+        joined = pair(size, pipelining)
+        how = {"chunk": chunk, "at_once": at_once}
+        recipients = ["b@example.org", "c@example.org"]
+        done = [(250, "end of DATA")] * 2
+        assert joined.message(recipients, [b"A: b\r\n\r\n", b".\r\n..\r\nx"], **how) == done
+        assert joined.message(recipients, [b""], **how) == done
+        assert joined.message(recipients, [b"x\r", b"\n.\r\n"], **how) == done
+        assert joined.announced == [FinalDot((0, 1))]
+        assert joined.message(recipients, [b".y\r\n"]) == done  # by DATA
+        assert joined.message(recipients, [b"A: b\r\n\r\n\0\n.\r"], body="BINARYMIME", **how) == done
+        assert joined.received() == [
+            b"A: b\r\n\r\n.\r\n..\r\nx\r\n",
+            b"",
+            b"x\r\n.\r\n",
+            b".y\r\n",
+            b"A: b\r\n\r\n\0\n.\r",
+        ]
+
+    def test_refusals(self, size: int, pipelining: bool, at_once: bool, chunk: int) -> None:
+        how = {"chunk": chunk, "at_once": at_once}
+        joined = pair(size, pipelining, RcptTo=Reply(550, "5.1.1", "no"))
+        assert joined.message(["bad@x.org", "b@x.org"], [b"x\r\n"], **how) == [(550, "RCPT"), (250, "end of DATA")]
+        assert joined.announced == [FinalDot((0, 1) if at_once else (1,))]
+        assert joined.message(["bad@x.org"], [b"x" * 20 + b"\r\n"], **how) == [(550, "RCPT")]
+        assert joined.announced == ([FinalDot((0,))] if at_once else [])
+        assert joined.message(["b@x.org"], [b"a\nb" + b"c" * 9], **how)[0][0] == 550
+        assert joined.message(["b@x.org"], [b"y\r\n"], **how) == [(250, "end of DATA")]
+        assert joined.received() == [b"x\r\n", b"y\r\n"]
+
+    @pytest.mark.parametrize("event", ["MailFrom", "MessageStart", "MessageComplete"])
+    def test_refused_as_a_whole(self, size: int, pipelining: bool, at_once: bool, chunk: int, event: str) -> None:
+        joined = pair(size, pipelining, **{event: Reply(451, "4.3.0", "later")})
+        for _ in range(2):
+            results = joined.message(["b@x.org", "c@x.org"], [b"12345\r\n"], chunk=chunk, at_once=at_once)
+            assert [code for code, _ in results] == [451, 451]
+        assert not joined.client.final_dot or at_once or event != "MailFrom"
+
+
+def test_more_chunks_than_go_at_once() -> None:
+    joined = pair(1 << 20, True)
+    assert joined.message(["b@x.org"], [b"x" * 350 + b"\r\n"], chunk=1) == [(250, "end of DATA")]
+    assert joined.received() == [b"x" * 350 + b"\r\n"]
+
+
+def test_a_message_at_once_is_one_write() -> None:
+    joined = pair(1 << 20, True)
+    joined.client.send_message("a@x.org", ["b@x.org"], [b"A: b\r\n\r\n", b"."], MailParams(), chunk=1000, at_once=True)
+    assert joined.client.next_event() == FinalDot((0,))
+    assert not joined.client.final_dot
+    assert joined.client.next_event() is NEED_DATA
+    assert joined.client.final_dot
+    assert joined.client.data_to_send().endswith(b"RCPT TO:<b@x.org>\r\nBDAT 11 LAST\r\nA: b\r\n\r\n.\r\n")
+
+
+@pytest.mark.parametrize(("body", "chunk"), [("8BITMIME", 10), ("BINARYMIME", 10), ("BINARYMIME", 0)])
+def test_bdat_needs_a_peer_that_offers_it(body: str, chunk: int) -> None:
+    joined = Pair()
+    joined.event()
+    with pytest.raises(RuntimeError, match="BDAT"):
+        joined.client.send_message("a@x.org", ["b@x.org"], [b""], MailParams(body=body), chunk=chunk)
+    assert joined.client.reusable
 
 
 def test_tls_and_authentication() -> None:
