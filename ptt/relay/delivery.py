@@ -22,7 +22,7 @@ from ptt.metrics import Counters
 from ptt.relay import mx
 from ptt.relay.attempt import Hands, Job, Outcomes, Wanted, attempt, compose
 from ptt.relay.connections import IdleConnections, Key
-from ptt.relay.outcome import Delivered, Failed, Outcome
+from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 from ptt.relay.routing import Overrides, Route, Router
 from ptt.relay.session import Connection, NoSession, Target, TlsUse, open_connection
 from ptt.smtp.errors import UnsendableAddress
@@ -140,26 +140,48 @@ class Relay:
     def _converse(
         self, connection: Connection, key: Key, route: Route, job: Job, wanted: Sequence[Wanted]
     ) -> Outcomes | None:
-        """Send the message; then keep or close the connection. None: it was dead, and nothing has happened."""
+        """Send the message; then keep or close the connection. None: it was dead, and nothing has happened.
+
+        A peer that takes fewer recipients at a time (RFC 9422) gets several transactions, as long as it takes those.
+        """
         began = self.clock()
+        outcomes: Outcomes = {}
+        most = connection.most_recipients or len(wanted)
+        for start in range(0, len(wanted), most):
+            portion = wanted[start : start + most]
+            if start and not connection.reusable:
+                text = f"the peer takes {most} recipients at a time, and no more messages on this connection"
+                rest = Deferred(text, "MAIL", connection.target.peer, "4.5.3")
+                outcomes.update((item, rest) for item, _ in portion)
+                continue
+            new, untouched = self._transaction(connection, route, job, portion)
+            if untouched and not start:
+                self._keep(key, connection)
+                return None
+            outcomes.update(new)
+        self._keep(key, connection)
+        self._log_attempt(job, list(outcomes.values()), connection, self.clock() - began)
+        return outcomes
+
+    def _transaction(
+        self, connection: Connection, route: Route, job: Job, wanted: Sequence[Wanted]
+    ) -> tuple[Outcomes, bool]:
+        """One transaction. The second answer: was the connection dead, and nothing has happened?"""
         peer = connection.target.peer
         try:
             message, outcomes = compose(job, wanted, connection.client.capabilities, bool(route.use.roles), peer)
             sent = None if message is None else connection.send(message, job.before_final_dot)
         except UnsendableAddress as e:
             connection.close()
-            return {item: Failed(str(e), "MAIL", peer, "5.1.3") for item, _ in wanted}
+            return {item: Failed(str(e), "MAIL", peer, "5.1.3") for item, _ in wanted}, False
         except BaseException:  # a fault of our own, or the end of this greenlet
             connection.stream.close()
             raise
-        self._keep(key, connection)
-        if sent is not None:
-            if sent.untouched:
-                return None
-            items = [item for item, _ in wanted if item not in outcomes]
-            outcomes.update(zip(items, _over(connection.tls_name, sent.outcomes), strict=True))
-        self._log_attempt(job, list(outcomes.values()), connection, self.clock() - began)
-        return outcomes
+        if sent is None:
+            return outcomes, False
+        items = [item for item, _ in wanted if item not in outcomes]
+        outcomes.update(zip(items, _over(connection.tls_name, sent.outcomes), strict=True))
+        return outcomes, sent.untouched
 
     # -- idle connections ------------------------------------------------------------------------------------
 

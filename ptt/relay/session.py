@@ -113,7 +113,17 @@ class Connection:
 
     @property
     def reusable(self) -> bool:
-        return self.client.reusable and self.messages < self.settings.messages_per_connection
+        """May another message be sent? Not more than our settings and the peer (RFC 9422, MAILMAX) allow."""
+        most = self.settings.messages_per_connection
+        if "LIMITS" in self.client.capabilities:
+            most = min(most, self.client.capabilities.limits.mailmax or most)
+        return self.client.reusable and self.messages < most
+
+    @property
+    def most_recipients(self) -> int:
+        """That the peer takes in one transaction (RFC 9422, RCPTMAX); 0: it does not say."""
+        offered = self.client.capabilities
+        return (offered.limits.rcptmax or 0) if "LIMITS" in offered else 0
 
     def send(self, message: Message, before_final_dot: Callable[[], None]) -> Sent:
         """One transaction. Never raises StreamError or ProtocolError; UnsendableAddress."""

@@ -653,3 +653,31 @@ def test_an_idn_domain_without_smtputf8(dns: Any, peer: Any, sender: Any) -> Non
     (outcome,) = sender(there.port).send("you@fa\u00df.example", lane="fa\u00df.example")
     assert isinstance(outcome, Delivered)
     assert there.commands[2] == "RCPT TO:<you@xn--fa-hia.example>"
+
+
+def test_limits_of_the_peer(peer: Any, sender: Any) -> None:
+    """RFC 9422: recipients of a transaction, messages on a connection."""
+    there = peer({"EHLO": ehlo("LIMITS RCPTMAX=2 MAILMAX=3")})
+    relay = sender(there.port)
+    outcomes = relay.send(*(f"u{n}@example.org" for n in range(5)))
+    assert all(isinstance(o, Delivered) for o in outcomes)
+    assert (there.connections, len(there.contents), relay.marks) == (1, 3, 3)
+    assert len(relay.log()) == 1
+    relay.send()
+    assert there.connections == 2  # the first one was full
+
+
+def test_limits_that_leave_some_for_later(peer: Any, sender: Any) -> None:
+    there = peer({"EHLO": ehlo("LIMITS RCPTMAX=2 MAILMAX=1")})
+    first, second, third = sender(there.port).send("a@example.org", "b@example.org", "c@example.org")
+    assert isinstance(first, Delivered)
+    assert isinstance(second, Delivered)
+    assert isinstance(third, Deferred)
+    assert not third.maybe
+
+
+def test_lost_in_the_second_transaction(peer: Any, sender: Any, action: Any) -> None:
+    there = peer({"EHLO": ehlo("LIMITS RCPTMAX=1"), "MAIL": [b"250 ok\r\n", action.CUT]})
+    first, second = sender(there.port).send("a@example.org", "b@example.org")
+    assert isinstance(first, Delivered)
+    assert isinstance(second, Deferred)
