@@ -187,7 +187,8 @@ class Listener:
         admission, networks = self.service.admission, self.service.networks
         if visitor.local or any(policy.trusted(visitor.address, n) for n in (admission.exempt, networks)):
             return admission.free()
-        found = admission.enter(visitor.address, roles=self.service.listen.service == "relay")
+        roles = self.service.listen.service == "relay" and self.service.listen.tls != "none"
+        found = admission.enter(visitor.address, roles=roles)
         if isinstance(found, Seat):
             return found
         self._turn_away(sock, visitor.address, found, refusal(found))

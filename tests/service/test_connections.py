@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import time
@@ -60,6 +61,38 @@ def let_in(service: Limited, stack: contextlib.ExitStack, number: int) -> list[b
                 stack.push(tried.pop_all())
                 return got
         time.sleep(0.05)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_workers_without_descriptors_wait_and_go_on(service: Limited) -> None:
+    """Connections stay in the backlog meanwhile; waiting costs next to no CPU."""
+    workers = list(service.workers().values())
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in workers}
+    with contextlib.ExitStack() as stack:
+        assert all(one.startswith(b"220 ") for one in let_in(service, stack, MOST // 2))  # what opens late is open
+        for pid in workers:
+            used = max(int(fd) for fd in os.listdir(f"/proc/{pid}/fd")) + 1
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, limits[pid][1]))
+        try:
+            address = service.address("submission", "starttls")
+            waiting = []
+            deadline = time.monotonic() + 20
+            while '"event":"cannot accept"' not in service.log.read_text():
+                assert time.monotonic() < deadline
+                waiting.append(stack.enter_context(socket.create_connection(address, timeout=10)))
+                time.sleep(0.02)
+            before = sum(map(cpu_seconds, workers))
+            time.sleep(1.0)
+            assert sum(map(cpu_seconds, workers)) - before < 0.3
+        finally:
+            for pid in workers:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits[pid])
+        assert waiting[-1].recv(1000)[:3] in (b"220", b"421")  # it was not forgotten
+    assert list(service.workers().values()) == workers
 
 
 def test_a_limit_is_one_for_all_workers_and_survives_their_death(service: Limited) -> None:

@@ -26,7 +26,7 @@ from ptt.net.proxy import SIGNATURE
 from ptt.net.stream import ReadTimeout, Stream, StreamError, connect, show_address
 from ptt.net.tls import internal_client_context, opportunistic_context, server_context
 from ptt.smtp.reply import Reply
-from ptt.submission import arrival, census, listener
+from ptt.submission import arrival, census, listener, session
 from ptt.submission.census import Census
 from ptt.submission.limits import ROLE_SECONDS
 from ptt.submission.listener import Listener, listeners
@@ -291,8 +291,8 @@ def test_roles_are_not_limited(start: Start, certificates: dict[str, pathlib.Pat
         assert stream.read(4096, LONG).startswith(b"220 ")
         stream.write(b"EHLO me\r\n", LONG)
         assert (b"PTT" in stream.read(4096, LONG).partition(b"\r\n")[2]) == (context is role)
-        session = next(s for s in place.listener.sessions if s.stream.peer == own_address(stream))
-        in_time = session._pace.left(time.monotonic())
+        ours = next(s for s in place.listener.sessions if s.stream.peer == own_address(stream))
+        in_time = ours._pace.left(time.monotonic())
         assert (in_time <= ROLE_SECONDS) == (n == 3)
     assert place.refused() == {}
 
@@ -339,6 +339,30 @@ def test_a_full_worker_says_so(start: Start) -> None:
     assert all(said(one).startswith(b"220 ") for one in held)
     assert said(place.connect()).startswith(b"421 4.3.2 too many connections")
     assert place.refused() == {"connections": 1}
+
+
+def test_without_tls_nobody_can_be_a_role(start: Start) -> None:
+    place = start({"per_network": 1})
+    held = place.connect()
+    assert said(held).startswith(b"220 ")
+    assert said(place.connect()).startswith(b"421 4.7.0 too many connections from your network")
+
+
+# -- slow clients --------------------------------------------------------------------------------------------------
+
+
+def test_who_does_not_read_our_replies_is_closed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "REPLY_SECONDS", 0.2)
+    place = start(trusted=PROXIES)
+    place.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # those that it accepts have the same
+    client = place.connect()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    assert said(client).startswith(b"220 ")
+    client.settimeout(0.1)
+    with pytest.raises((TimeoutError, ConnectionError)):
+        client.sendall(b"HELO me\r\nMAIL FROM:<a@b.test>\r\n" + b"RCPT TO:<c@d.test>\r\n" * 400_000)
+    until(lambda: not place.listener.sessions)
+    assert place.accept.clients == []
 
 
 # -- the greeting --------------------------------------------------------------------------------------------------
