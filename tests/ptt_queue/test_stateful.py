@@ -12,11 +12,27 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from ptt_queue import keys
 from ptt_queue.in_process import LIMIT, in_process
 from ptt_queue.testing import now_ms
-from ptt_queue.types import Act, Filter, Item, NewMessage, NewTask, Refusal, Settle, State
+from ptt_queue.types import (
+    Act,
+    Amended,
+    Filter,
+    Item,
+    Meter,
+    NewMessage,
+    NewTask,
+    Over,
+    Refusal,
+    Settle,
+    State,
+    Suspension,
+)
 
 HOUR = 3_600_000
+WINDOW = 366 * 24 * HOUR  # does not end meanwhile
+QUOTA = 5
 LANES = st.sampled_from(["a", "b"])
 WHO = st.sampled_from([0, 1])
 PICK = st.integers(0, 1 << 16)
@@ -43,6 +59,10 @@ class Interface(RuleBasedStateMachine):
         """A context manager that gives a fresh Subject."""
         raise NotImplementedError
 
+    def spoil(self, ref):
+        """Make a task's record unreadable. Returns what mends it."""
+        raise NotImplementedError
+
     def __init__(self):
         super().__init__()
         self.stack = contextlib.ExitStack()
@@ -50,6 +70,8 @@ class Interface(RuleBasedStateMachine):
         self.clients = [self.queue.client() for _ in range(2)]
         self.tasks = {}  # (message, number) -> Expected
         self.keys = {}  # submitter's key -> id
+        self.meters = {}  # key -> what is counted
+        self.suspended = set()  # lanes
         self.serial = 0
 
     def teardown(self):
@@ -71,6 +93,7 @@ class Interface(RuleBasedStateMachine):
             assert (task.stage, task.lane, task.size) == (known.stage, known.lane, known.size)
             assert [i.id for i in task.items] == known.items
             assert task.maybe == known.maybe
+            assert task.stage == 1 or task.lane not in self.suspended, "a suspended lane was leased"
             known.holder = who
         for lane in ("a", "b"):
             in_flight = [t for t in self.tasks.values() if t.holder is not None and t.stage == 2 and t.lane == lane]
@@ -123,6 +146,24 @@ class Interface(RuleBasedStateMachine):
             self.keys[key] = id
             self.tasks[id, 1] = Expected(1, "a", State.WAITING, False, [1], 4)
 
+    @rule(who=WHO, key=st.sampled_from(["m", "n"]), amount=st.integers(0, 3), hold=st.booleans())
+    def put_metered(self, who, key, amount, hold):
+        now, id = now_ms(), self._id()
+        meters = [Meter(key, amount, QUOTA, WINDOW, b"quota"), Meter("all", 1, 20, WINDOW, b"quota")]
+        over = Over.HOLD if hold else Over.REFUSE
+        tasks = [NewTask(1, "a", [Item(1, b"x")], now)]
+        result = self.clients[who].put(
+            NewMessage(id, b"", tasks, 4, now, meters=meters, over=over), b"bbbb", lease=False
+        )
+        fits = self.meters.get(key, 0) + amount <= QUOTA and self.meters.get("all", 0) < 20
+        assert bool(result.meter) is not fits
+        assert result.refused is (None if fits or hold else Refusal.METER)
+        if fits:
+            for meter in meters:
+                self.meters[meter.key] = self.meters.get(meter.key, 0) + meter.amount
+        if result.refused is None:
+            self.tasks[id, 1] = Expected(1, "a", State.WAITING if fits else State.HELD, False, [1], 4)
+
     @precondition(lambda self: self.tasks)
     @rule(who=WHO, pick=PICK)
     def put_a_taken_id(self, who, pick):
@@ -136,6 +177,10 @@ class Interface(RuleBasedStateMachine):
         self._took(who, leased)
         if stage == 1 and len(leased) < most:
             assert not self._ready(1), "what is ready was not leased"
+        if stage == 2 and len(leased) < most:
+            for task in self._ready(2):
+                busy = sum(t.holder is not None and (t.stage, t.lane) == (2, task.lane) for t in self.tasks.values())
+                assert busy == LIMIT or task.lane in self.suspended, "what is ready was not leased"
 
     @precondition(lambda self: self._held(0) or self._held(1))
     @rule(who=WHO, pick=PICK, later=st.booleans(), state=st.sampled_from(State), parts=st.integers(0, 2), lane=LANES)
@@ -246,6 +291,70 @@ class Interface(RuleBasedStateMachine):
             elif verb is Act.RETRY:
                 task.state, task.later = State.WAITING, False
 
+    @precondition(lambda self: self.tasks)
+    @rule(
+        who=WHO,
+        pick=PICK,
+        later=st.booleans(),
+        state=st.sampled_from(State),
+        parts=st.integers(0, 2),
+        word=st.booleans(),
+    )
+    def amend(self, who, pick, later, state, parts, word):
+        """The operator's settle, with a message that comes of it or without."""
+        ref = sorted(self.tasks)[pick % len(self.tasks)]
+        old, now = self.tasks[ref], now_ms()
+        new = [NewTask(2, "b", [Item(i, b"x")], now + HOUR if later else now, state=state) for i in (1, 2)[:parts]]
+        puts = [NewMessage(self._id(), b"", [NewTask(1, "a", [Item(1, b"x")], now)], 4, now)] if word else []
+        settle = Settle(*ref, new, puts=puts)
+        outcome = self.clients[who].amend(settle, [b"bbbb"] * word)
+        if old.holder is not None:
+            assert outcome is Amended.LEASED
+            return
+        assert outcome is Amended.DONE
+        del self.tasks[ref]
+        kept = {r for r in self.tasks if r[0] == ref[0]}
+        fresh = [e for e in self.clients[who].show(ref[0]) if (e.message, e.number) not in kept]
+        assert sorted(e.items[0].id for e in fresh) == [1, 2][:parts]
+        for e in fresh:
+            assert e.maybe or not old.maybe
+            ids = [e.items[0].id]
+            self.tasks[e.message, e.number] = Expected(2, "b", state, later, ids, old.size, e.maybe)
+        for put in puts:
+            self.tasks[put.id, 1] = Expected(1, "a", State.WAITING, False, [1], 4)
+        assert self.clients[who].amend(settle, [b"bbbb"] * word) is (Amended.DONE if word else Amended.GONE)
+
+    @rule(who=WHO, lane=LANES, on=st.booleans())
+    def suspend(self, who, lane, on):
+        if on:
+            assert self.clients[who].suspend(Suspension(lane, False, now_ms(), 0))
+            self.suspended.add(lane)
+        else:
+            assert self.clients[who].resume(lane) is (lane in self.suspended)
+            self.suspended.discard(lane)
+
+    @precondition(lambda self: self._ready(1))
+    @rule(who=WHO, pick=PICK, delete=st.booleans())
+    def repair(self, who, pick, delete):
+        """A task becomes unreadable, is set aside when its turn comes, and is put back or deleted."""
+        client = self.clients[who]
+        client.stats()
+        client.stats()  # what ended before is written now
+        refs = sorted(r for r, t in self.tasks.items() if (t.stage, t.state, t.later, t.holder) == (1, 0, False, None))
+        ref = refs[pick % len(refs)]
+        known = self.tasks.pop(ref)
+        mend = self.spoil(ref)
+        self._took(who, client.lease(1000, [1]))
+        assert client.repair([ref], delete=False) == 0
+        assert client.lease(1000, [1]) == []
+        if delete:
+            assert client.repair([ref], delete=True) == 1
+        else:
+            mend()
+            assert client.repair([ref], delete=False) == 1
+            self.tasks[ref] = known
+        assert client.repair([ref], delete) == 0
+
     @invariant()
     def listing_is_the_model(self):
         entries, after = [], b""
@@ -266,6 +375,19 @@ class Interface(RuleBasedStateMachine):
 
 
 class OnLmdb(Interface):
+    def spoil(self, ref):
+        store = self.queue.store
+        key = keys.record_key(*ref)
+
+        def write(raw):
+            with store.env.begin(write=True, db=store.dbs["records"]) as txn:
+                before = txn.get(key)
+                txn.put(key, raw)
+            return before
+
+        before = write(b"\0\xc1")
+        return lambda: write(before)
+
     @staticmethod
     @contextlib.contextmanager
     def subject():

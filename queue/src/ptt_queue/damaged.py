@@ -16,7 +16,17 @@ from ptt_queue.store import Transaction
 from ptt_queue.types import MESSAGE_ID_BYTES, State
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[bytes, bytes | None]).decode
+
+
+class _Aside(msgspec.Struct, array_like=True, frozen=True):
+    """What is kept of a task. ``leased``: its last lease had no known end."""
+
+    index_key: bytes
+    record: bytes | None
+    leased: bool = False
+
+
+_decode = msgspec.msgpack.Decoder(_Aside).decode
 
 
 class Damaged(msgspec.Struct, frozen=True):
@@ -60,12 +70,12 @@ def _all(txn: Transaction, after: bytes) -> Iterator[tuple[bytes, bytes, bytes |
     while found:
         key: bytes = cursor.key()
         if len(key) == keys.TASK_BYTES and (entry := _entry(txn, key)):
-            yield key, *entry
+            yield key, entry.index_key, entry.record
         found = cursor.next()
 
 
-def _entry(txn: Transaction, key: bytes) -> tuple[bytes, bytes | None] | None:
-    """Its key in the index, and its record. None: there is no such entry, or it is damaged itself."""
+def _entry(txn: Transaction, key: bytes) -> _Aside | None:
+    """None: there is no such entry, or it is damaged itself."""
     raw = txn.get_record(txn._store.dbs["damaged"], key)
     try:
         return None if raw is None else _decode(raw)
@@ -83,7 +93,8 @@ def _readable(txn: Transaction, key: bytes) -> bool:
 def set_aside(txn: Transaction, index_key: bytes) -> None:
     """A task whose records are damaged: out of the index, its bytes kept for the operator."""
     key = index_key[-keys.TASK_BYTES :]
-    txn.replace_record(txn._store.dbs["damaged"], key, _encode((index_key, txn.get_record(txn.records, key))))
+    kept = _Aside(index_key, txn.get_record(txn.records, key), bool(txn.raw_value(index_key)))
+    txn.replace_record(txn._store.dbs["damaged"], key, _encode(kept))
     txn.txn.delete(index_key, db=txn.index)
     txn._count((index_key[0], index_key[1]), -1)
 
@@ -99,7 +110,7 @@ def repair(txn: Transaction, tasks: Sequence[Ref], delete: bool) -> Changes:
         txn.delete_record(txn._store.dbs["damaged"], key)
         changes.changed += 1
         if not delete:
-            _put_back(txn, entry[0], changes)
+            _put_back(txn, key, entry, changes)
             continue
         txn.delete_record(txn.records, key)
         if txn.has_message(id) and not txn.has_tasks(id):
@@ -107,7 +118,10 @@ def repair(txn: Transaction, tasks: Sequence[Ref], delete: bool) -> Changes:
     return changes
 
 
-def _put_back(txn: Transaction, index_key: bytes, changes: Changes) -> None:
+def _put_back(txn: Transaction, key: bytes, entry: _Aside, changes: Changes) -> None:
+    index_key, task = entry.index_key, txn.task(key)
+    if entry.leased and task is not None:  # what the index said of its lease is gone: an attempt may have succeeded
+        txn.rewrite_task(key, msgspec.structs.replace(task, maybe=True))
     txn.txn.put(index_key, b"", db=txn.index)
     txn._count((index_key[0], index_key[1]), 1)
     if index_key[1] == State.WAITING:
