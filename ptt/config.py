@@ -57,6 +57,7 @@ class Tls(_Section, frozen=True):
     internal_certificate: str = "tls/internal.pem"
     internal_key: str = "tls/internal.key"
     internal_ca: str = "tls/ca.pem"
+    submission_client_ca: str = ""  # whose certificates let users log in (AUTH EXTERNAL); empty: none
 
 
 class Smtp(_Section, frozen=True):
@@ -148,6 +149,7 @@ class Relay(_Section, frozen=True):
     retry: Retry = Retry()
 
 
+
 class Directory(_Section, frozen=True):
     """The git database of users, domains and aliases."""
 
@@ -215,7 +217,14 @@ class Config(_Section, frozen=True):
 
 
 _PATHS: dict[str, tuple[str, ...]] = {
-    "tls": ("public_certificate", "public_key", "internal_certificate", "internal_key", "internal_ca"),
+    "tls": (
+        "public_certificate",
+        "public_key",
+        "internal_certificate",
+        "internal_key",
+        "internal_ca",
+        "submission_client_ca",
+    ),
     "queue": ("path",),
     "signer": ("keys", "public"),
     "directory": ("repository", "credentials", "snapshots", "allowed_signers", "hook_secret"),

@@ -44,7 +44,13 @@ class Metric(NamedTuple):
 METRICS: tuple[Metric, ...] = (
     Metric("ptt_sessions_total", "counter", "SMTP sessions opened, by service", ("service",)),
     Metric("ptt_sessions_open", "gauge", "SMTP sessions open now, by service", ("service",)),
-    Metric("ptt_auth_total", "counter", "Authentications, by result", ("result",)),
+    Metric("ptt_auth_total", "counter", "Authentications, by mechanism and result", ("mechanism", "result")),
+    Metric(
+        "ptt_auth_throttled_total",
+        "counter",
+        "Logins after too many failures: delayed (the answer waited) or refused (the password was not looked at)",
+        ("how",),
+    ),
     Metric("ptt_accepted_total", "counter", "Messages acknowledged with 250, by service", ("service",)),
     Metric("ptt_accepted_bytes_total", "counter", "Bytes of the messages acknowledged", ("service",)),
     Metric(

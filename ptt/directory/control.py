@@ -1,9 +1,9 @@
-"""The git database inside the control process: keeps the newest good commit in force, and checks passwords.
+"""The git database inside the control process: keeps the newest good commit in force.
 
     directory = DirectoryControl(config, log, counters)
     directory.start()              # what was in force last time, or the branch's tip; never raises for a bad commit
     gevent.spawn(directory.run)    # local commits at once, the remote at its interval
-    rpc.serve(..., {"verify": directory.rpc_verify, ...})
+    rpc.serve(..., {"verify": directory.logins.rpc_verify, ...})
 
 All that blocks (libgit2, compiling) happens in two real threads: one for the local branch, one for the remote, so a
 remote that stalls delays no local commit. A bad commit changes nothing but the alarm and the log.
@@ -23,18 +23,16 @@ import gevent.threadpool
 import lmdb
 
 from ptt.config import Config
-from ptt.directory import names
+from ptt.directory.authenticator import Authenticator
 from ptt.directory.compiler import Refused, Trust, compile_commit
-from ptt.directory.passwords import Result, Verifier
 from ptt.directory.reader import Pointer
 from ptt.directory.remote import Rewritten, shown, synchronise
 from ptt.directory.repository import Repository, RepositoryError
 from ptt.directory.snapshot import Store
 from ptt.directory.status import Status, write_status
-from ptt.directory.verifiers import VerifierFile, Verifiers
+from ptt.directory.verifiers import VerifierFile
 from ptt.log import Log
 from ptt.metrics import Counters
-from ptt.net.rpc import RpcError
 
 POLL_SECONDS = 0.25  # between looks at the local branch: a commit is in force within a second
 BACKOFF_CEILING_SECONDS = 600.0  # between attempts at a remote that fails
@@ -82,7 +80,7 @@ class DirectoryControl:
         self._fetching = gevent.lock.BoundedSemaphore()
         self._threads = gevent.threadpool.ThreadPool(2)
         self._stopping = gevent.event.Event()
-        self.verifier = Verifier(self._password_of)
+        self.logins = Authenticator(log, counters, clock)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -98,11 +96,13 @@ class DirectoryControl:
         RepositoryError if the directories or the repository cannot be used.
         """
         self._store.prepare()
+        self.logins.start(self._store.private)
         self._local = self._in_thread(self._open_repository)
         self._counters.gauge("ptt_directory_alarm", value=0)
         pointer = self._store.usable()
         if pointer is not None:
             self._verifiers = VerifierFile(self._store.paths(pointer.file)[1])
+            self.logins.use(self._verifiers)
             self._in_force(pointer)
         self.refresh()
         if self._settings.remote and not self.commit:
@@ -123,8 +123,9 @@ class DirectoryControl:
     def close(self) -> None:
         """After ``run`` has ended: give back threads and files."""
         self._threads.kill()
-        self.verifier.close()
+        self.logins.close()
         if self._verifiers is not None:
+            self.logins.use(None)
             self._verifiers.close()
             self._verifiers = None
 
@@ -204,9 +205,11 @@ class DirectoryControl:
         opened = VerifierFile(self._store.paths(pointer.file)[1])
         before, self._verifiers = self._verifiers, opened
         try:
+            self.logins.use(opened)
             self._in_thread(self._store.point, pointer)
         except BaseException:
             self._verifiers = before
+            self.logins.use(before)
             opened.close()
             raise
         if before is not None:
@@ -281,30 +284,3 @@ class DirectoryControl:
         settings, repository = self._settings, self._open_repository()
         with repository.lock():
             return synchronise(repository, settings.remote, settings.credentials, settings.allow_rewrite)
-
-    # -- passwords -------------------------------------------------------------------------------------------------
-
-    def rpc_verify(self, argument: Any) -> list[str]:
-        """The method "verify": [user, password] -> ["ok", version], ["bad"] or ["busy"]. Raises RpcError."""
-        match argument:
-            case [str() as user, str() as password]:
-                pass
-            case _:
-                raise RpcError("verify takes [user, password]")
-        name = names.fold(user)
-        before = self._of(name)
-        result = self.verify(name, password)
-        return [result, before.version] if result == "ok" and before is not None else [result]
-
-    def verify(self, user: str, password: str) -> Result:
-        """Check a user's password (folded name). Unknown and disabled users take as long as a wrong password."""
-        result = self.verifier.verify(user, password)
-        self._counters.count("ptt_password_checks_total", result)
-        return result
-
-    def _of(self, user: str) -> Verifiers | None:
-        return self._verifiers.get(user) if self._verifiers is not None else None
-
-    def _password_of(self, user: str) -> str | None:
-        found = self._of(user)
-        return None if found is None or found.disabled else found.password or None

@@ -6,6 +6,8 @@ come from the loop and from threads; the lock, a real one, guards only opening a
 
 from __future__ import annotations
 
+import sys
+
 import gevent.monkey
 import lmdb
 
@@ -34,13 +36,13 @@ class ReadFile:
         with self._environment.begin() as transaction, transaction.cursor() as cursor:
             return bool(cursor.set_range(prefix) and cursor.key().startswith(prefix))
 
-    def items(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
-        """All keys that start with ``prefix``, sorted, with their values: a copy in memory."""
-        found = []
+    def items(self, prefix: bytes, most: int = sys.maxsize) -> list[tuple[bytes, bytes]]:
+        """The keys that start with ``prefix``, sorted, at most ``most``, with their values: a copy in memory."""
+        found: list[tuple[bytes, bytes]] = []
         with self._environment.begin() as transaction, transaction.cursor() as cursor:
             if cursor.set_range(prefix):
                 for key, value in cursor:
-                    if not key.startswith(prefix):
+                    if not key.startswith(prefix) or len(found) >= most:
                         break
                     found.append((key, value))
         return found

@@ -15,11 +15,12 @@ import hmac
 import os
 import secrets
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import argon2
 import gevent.threadpool
 
+from ptt.directory.turns import Turns
 from ptt.smtp.saslprep import prepare
 
 Result = Literal["ok", "bad", "busy"]
@@ -31,7 +32,7 @@ SCRAM_ITERATIONS = 30_000  # above the 4,096 of RFC 7677 4; clients compute it a
 SALT_BYTES = 16
 
 AT_ONCE = 2  # checks at once for the whole pool: 40 MiB, and never all cores of a small machine
-MAX_WAITING = 64  # more are told to come again (454): about one second of waiting
+PARAMETERS = f"$argon2id$v=19$m={ARGON2_MEMORY_KIB},t={ARGON2_TIME},p={ARGON2_LANES}"  # of new hashes
 
 _hasher = argon2.PasswordHasher(ARGON2_TIME, ARGON2_MEMORY_KIB, ARGON2_LANES, hash_len=32, salt_len=SALT_BYTES)
 
@@ -69,13 +70,20 @@ def check(verifier: str, password: str) -> bool:
         return False
 
 
-def dummy_verifier() -> str:
-    """A hash of a password that nobody knows, with the parameters of new hashes."""
-    return _hasher.hash(secrets.token_hex(32))
+def dummy_verifier(parameters: str = PARAMETERS) -> str:
+    """A hash of no password at all, which costs what hashes with these parameters cost. It is made up, not computed."""
+    salt, digest = (base64.b64encode(os.urandom(n)).decode().rstrip("=") for n in (SALT_BYTES, 32))
+    return f"{parameters}${salt}${digest}"
 
 
-Lookup = Callable[[str], str | None]
-"""User -> argon2id hash; None for a user who is unknown, disabled, or has no password."""
+class Found(NamedTuple):
+    """What there is to check a password against."""
+
+    hash: str  # argon2id; "" for a user who is unknown, disabled, or has no password
+    dummy: str  # of ``dummy_verifier``
+
+
+Lookup = Callable[[str], Found]
 
 
 class Verifier:
@@ -87,24 +95,25 @@ class Verifier:
     def __init__(self, lookup: Lookup, check: Callable[[str, str], bool] = check) -> None:
         self._lookup = lookup
         self._check = check
-        self._dummy = dummy_verifier()
         self._threads = gevent.threadpool.ThreadPool(AT_ONCE)
-        self._inside = 0
+        self._turns = Turns(AT_ONCE)
 
-    def verify(self, user: str, password: str) -> Result:
-        """Check a password; waits for its turn, without blocking other greenlets. "busy": too many are waiting."""
-        if self._inside >= AT_ONCE + MAX_WAITING:
+    def verify(self, user: str, password: str, network: str = "", known: bool = False) -> Result:
+        """Check a password; waits for its turn, without blocking other greenlets. "busy": too many are waiting.
+
+        ``network``: where it comes from; ``known``: the user has logged in from there lately.
+        """
+        if not self._turns.enter(network, known):
             return "busy"
-        verifier = self._lookup(user)
         try:
-            prepared = prepare(password)
-        except ValueError:  # no such password was ever set; the time is spent all the same
-            verifier, prepared = None, "x"
-        self._inside += 1
-        try:
-            fits = self._threads.apply(self._check, (verifier or self._dummy, prepared))
+            found = self._lookup(user)
+            try:
+                verifier, prepared = found.hash, prepare(password)
+            except ValueError:  # no such password was ever set; the time is spent all the same
+                verifier, prepared = "", "x"
+            fits = self._threads.apply(self._check, (verifier or found.dummy, prepared))
         finally:
-            self._inside -= 1
+            self._turns.leave()
         return "ok" if fits and verifier else "bad"
 
     def close(self) -> None:

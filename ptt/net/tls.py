@@ -13,6 +13,8 @@ import functools
 import ssl
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 
 ROLE_PREFIX = "ptt:role:"
 
@@ -80,6 +82,36 @@ def peer_roles(certificate: bytes) -> frozenset[str]:
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return frozenset()
     return frozenset(uri.removeprefix(ROLE_PREFIX) for uri in uris if uri.startswith(ROLE_PREFIX))
+
+
+@functools.lru_cache(maxsize=_CERTIFICATES)
+def peer_mailboxes(certificate: bytes) -> tuple[str, ...]:
+    """The mail addresses (rfc822Name) that a verified peer's certificate (DER) names."""
+    try:
+        names = x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+        return tuple(names.value.get_values_for_type(x509.RFC822Name))
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return ()
+
+
+def end_point(certificate: str) -> bytes:
+    """The channel binding tls-server-end-point (RFC 5929 4.1) of a server whose certificate is the first of a PEM file.
+
+    b"" for one whose signature names no hash (Ed25519): there the binding is not defined. Raises OSError.
+    """
+    with open(certificate, "rb") as f:
+        data = f.read()
+    try:
+        found = x509.load_pem_x509_certificates(data)[0]
+        used = found.signature_hash_algorithm
+    except (ValueError, UnsupportedAlgorithm):
+        return b""
+    if used is None:
+        return b""
+    weak = isinstance(used, hashes.MD5 | hashes.SHA1)
+    return found.fingerprint(hashes.SHA256() if weak else used)
 
 
 def _context(protocol: int) -> ssl.SSLContext:

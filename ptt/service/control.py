@@ -8,7 +8,7 @@ Calls that it answers on run/control.sock:
 ========  ============================================  ==========================================================
 method    argument                                      result
 ========  ============================================  ==========================================================
-verify    [user, password]                              ["ok", version], ["bad"] or ["busy"]
+verify    [user, password, client]                      ptt.directory.authenticator; so scram_first, scram_final
 push      [process name, pid, start in ms, Snapshot]    None
 status    (any)                                         {"health": as /healthz, "directory": {...}}
 ========  ============================================  ==========================================================
@@ -73,7 +73,14 @@ class Control:
         sockets = {index: socket.socket(fileno=fd) for index, fd in self.child.listen}
         work = [gevent.spawn(self.admin.serve, sockets[ADMIN])]
         self.directory.start()
-        methods = {"verify": self.directory.rpc_verify, "push": self.observer.push, "status": lambda _: self.status()}
+        logins = self.directory.logins
+        methods: dict[str, rpc.Handler] = {
+            "verify": logins.rpc_verify,
+            "scram_first": logins.rpc_scram_first,
+            "scram_final": logins.rpc_scram_final,
+            "push": self.observer.push,
+            "status": lambda _: self.status(),
+        }
         work += [
             gevent.spawn(rpc.serve, sockets[CONTROL], methods, self.child.uids),
             gevent.spawn(self._every, POLL_SECONDS, self.observer.ask_queue),

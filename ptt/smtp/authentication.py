@@ -20,16 +20,18 @@ ServerNext = bytes | Reply | AuthAttempt | AuthStep
 class ServerAuth:
     """The server's side: one exchange at a time, and how many have failed."""
 
-    __slots__ = ("_exchange", "_mechanism", "failures")
+    __slots__ = ("_exchange", "_first", "_mechanism", "failures")
 
     def __init__(self) -> None:
         self.failures = 0
         self._mechanism = ""
+        self._first = False  # no response has come yet
         self._exchange: ServerExchange | None = None  # of a mechanism that is not the driver's
 
     def start(self, mechanism: str, initial: bytes | None) -> ServerNext:
         """AUTH with a mechanism that is offered, and perhaps the first response as it was on the line."""
         self._mechanism = mechanism
+        self._first = True
         exchange = self._exchange = None if mechanism in DRIVEN else ServerExchange(mechanism)
         if initial is not None:
             return self.respond(initial)
@@ -39,7 +41,8 @@ class ServerAuth:
         """A response as it was on the line."""
         try:
             if self._exchange is None:
-                return AuthStep(self._mechanism, sasl.response_in(line))
+                first, self._first = self._first, False
+                return AuthStep(self._mechanism, sasl.response_in(line), first)
             who = self._exchange.respond(line)
         except ProtocolError as error:
             return error.reply or AUTH_FAILED

@@ -46,6 +46,7 @@ class AuthStep(NamedTuple):
 
     mechanism: str
     response: bytes  # decoded; b"" for an empty one
+    first: bool  # of this AUTH command
 
 
 class MailFrom(NamedTuple):

@@ -8,6 +8,7 @@ import ipaddress
 import os
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import gevent
@@ -20,7 +21,7 @@ from ptt.metrics import Counters
 from ptt.net.handshakes import Handshakes
 from ptt.net.proxy import ProxyError
 from ptt.net.stream import GeventStream, show_address
-from ptt.net.tls import server_context
+from ptt.net.tls import end_point, server_context
 from ptt.relay.hop import KEYWORD
 from ptt.smtp.config import FutureRelease, ServerConfig
 from ptt.smtp.replies import SHUTTING_DOWN
@@ -31,7 +32,8 @@ from ptt.submission.admission import Admission, Seat, refusal
 from ptt.submission.arrival import Visitor, announced, talks_early
 from ptt.submission.census import Census
 from ptt.submission.limits import Budget, Seldom
-from ptt.submission.session import Service, Session, Verifies
+from ptt.submission.login import MECHANISMS, Verifies
+from ptt.submission.session import Service, Session
 
 ACCEPT_BATCH = 16  # connections accepted at once, before who is connected already has a turn
 ACCEPT_PAUSE = 0.2  # seconds without accepting when there is no descriptor for a connection
@@ -60,7 +62,7 @@ def server_configs(config: Config, listen: Listen) -> tuple[ServerConfig, Server
     }
     plain = ServerConfig(
         **common,  # type: ignore[arg-type]
-        auth=("PLAIN", "LOGIN") if submission else (),
+        auth=MECHANISMS if submission else (),
         require_tls=submission,
         require_auth=submission,
         future_release=FutureRelease(MAX_HOLD_SECONDS, time.time) if submission else None,
@@ -77,19 +79,28 @@ class Contexts:
         self.config = config
         self.public: ssl.SSLContext | None = None
         self.internal: ssl.SSLContext | None = None
+        self._bindings: weakref.WeakKeyDictionary[ssl.SSLContext, bytes] = weakref.WeakKeyDictionary()
         self.reload()
 
     def reload(self) -> None:
         """Read certificates and keys. Raises OSError, and leaves what was in force."""
         tls = self.config.tls
         services = {x.service for x in self.config.listen if x.tls != "none"}
-        public = server_context(tls.public_certificate, tls.public_key) if "submission" in services else None
+        public = None
+        if "submission" in services:  # users may show a certificate (AUTH EXTERNAL)
+            users = tls.submission_client_ca or None
+            public = server_context(tls.public_certificate, tls.public_key, client_ca=users, client_required=False)
+            self._bindings[public] = end_point(tls.public_certificate)
         internal = None
         if "relay" in services:  # trusted networks come without a certificate
             internal = server_context(
                 tls.internal_certificate, tls.internal_key, client_ca=tls.internal_ca, client_required=False
             )
         self.public, self.internal = public, internal
+
+    def binding(self, context: ssl.SSLContext) -> bytes:
+        """The tls-server-end-point data of connections made with ``context``; b"": none."""
+        return self._bindings.get(context, b"")
 
     def of(self, listen: Listen) -> Callable[[], ssl.SSLContext]:
         def current() -> ssl.SSLContext:
@@ -260,6 +271,7 @@ def listeners(
             handshakes=handshakes,
             seldom=seldom,
             pressure=pressure,
+            binding=contexts.binding,
         )
         made.append(Listener(sock, service))
     return made

@@ -11,7 +11,6 @@ import ipaddress
 import ssl
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
@@ -26,6 +25,7 @@ from ptt.smtp.config import ServerConfig
 from ptt.smtp.events import (
     NEED_DATA,
     AuthAttempt,
+    AuthStep,
     Closed,
     Hello,
     MailFrom,
@@ -35,7 +35,7 @@ from ptt.smtp.events import (
     ServerEvent,
     StartTls,
 )
-from ptt.smtp.replies import AUTH_FAILED, LOCAL_ERROR, SHUTTING_DOWN, TIMED_OUT
+from ptt.smtp.replies import LOCAL_ERROR, SHUTTING_DOWN, TIMED_OUT
 from ptt.smtp.reply import Reply
 from ptt.smtp.server import ServerSession
 from ptt.submission import policy, quotas, recipients, transaction
@@ -53,20 +53,13 @@ from ptt.submission.limits import (
     Pace,
     Seldom,
 )
+from ptt.submission.login import SessionLogin, Verifies
 
 MAX_LOGGED_USER = 320  # the longest address; longer is noise
 HANDSHAKE_SECONDS = 60.0  # a TLS handshake is a few round trips
 
-AUTH_BUSY = Reply(454, "4.7.0", "too many logins at once, try again later")
 NO_ROOM = Reply(421, "4.3.1", "too much mail is coming in at once, try again later")
 TOO_MANY_SENDERS = Reply(421, "4.7.0", "too many refused senders, closing connection")
-BAD_AUTHZID = Reply(535, "5.7.8", "one user cannot act as another")
-
-
-class Verifies(Protocol):
-    """What is asked of ``ptt.directory.logins.Logins``."""
-
-    def verify(self, user: str, password: str) -> str: ...
 
 
 class Service(msgspec.Struct):
@@ -89,6 +82,7 @@ class Service(msgspec.Struct):
     seldom: Seldom
     clock: Callable[[], float] = time.monotonic
     pressure: policy.Pressure = policy.NO_PRESSURE  # of the queue
+    binding: Callable[[ssl.SSLContext], bytes] = lambda _context: b""  # a context's tls-server-end-point data
 
 
 class Session:
@@ -104,6 +98,7 @@ class Session:
         self.seat = seat or service.admission.free()
         self.known = known
         self.smtp = ServerSession(service.plain)
+        self._login = SessionLogin(service.logins, client)
         self.helo = ""
         self.ehlo = False
         self.user = ""
@@ -236,16 +231,19 @@ class Session:
 
     def _handshake(self) -> None:
         with self.service.handshakes.turn(self.stream, HANDSHAKE_SECONDS):
-            self.stream = self.stream.start_tls(self.service.tls(), HANDSHAKE_SECONDS, server_side=True)
+            context = self.service.tls()
+            self.stream = self.stream.start_tls(context, HANDSHAKE_SECONDS, server_side=True)
         info = self.stream.tls()
-        self.roles = peer_roles(info.certificate) if info and info.certificate else frozenset()
+        certificate = info.certificate if info else None
+        self.roles = peer_roles(certificate) if certificate else frozenset()
+        self._login = SessionLogin(self.service.logins, self.client, self.service.binding(context), certificate)
         self.smtp.config = self._server_config()
         if self.from_role:  # no limit is meant for those
             self.seat.release()
             self._pace.logged_in()
 
     def _server_config(self) -> ServerConfig:
-        return self.service.hop if self.from_role else self.service.plain
+        return self.service.hop if self.from_role else self._login.offer(self.service.plain)
 
     @functools.cached_property
     def _is_trusted(self) -> bool:
@@ -269,13 +267,15 @@ class Session:
             refusal = LOCAL_ERROR
         if refusal is None:
             self.smtp.accept()
+        elif isinstance(refusal, bytes):
+            self.smtp.challenge(refusal)
         elif refusal.ok:
             self.smtp.accept(refusal)
         else:
             self.smtp.refuse(refusal)
 
-    def _decide(self, event: ServerEvent) -> Reply | None:
-        """The reply, or None for the usual positive one."""
+    def _decide(self, event: ServerEvent) -> Reply | bytes | None:
+        """The reply, or None for the usual positive one, or the next challenge of AUTH."""
         if isinstance(event, MailFrom):
             return self._mail(event)
         if isinstance(event, RcptTo):
@@ -287,31 +287,32 @@ class Session:
             self.envelope = None
         elif isinstance(event, MessageStart):
             self._receiving = True
-        elif isinstance(event, AuthAttempt):
+        elif isinstance(event, AuthAttempt | AuthStep):
             return self._auth(event)
         return None
 
-    def _auth(self, attempt: AuthAttempt) -> Reply | None:
-        if attempt.authzid and attempt.authzid.lower() != attempt.authcid.lower():
-            return self._auth_result(attempt, "bad", BAD_AUTHZID)
-        result = self.service.logins.verify(attempt.authcid, attempt.password.reveal())
-        if result == "ok" and (reason := self.seat.login(attempt.authcid.lower())):
-            self.service.counters.count("ptt_refused_total", "421", reason)
-            user = attempt.authcid.lower()
-            self.service.seldom.warning("connection refused", reason, client=self.client, reason=reason, user=user)
+    def _auth(self, event: AuthAttempt | AuthStep) -> Reply | bytes | None:
+        said = self._login.answer(event)
+        if isinstance(said, bytes):
+            return said
+        service = self.service
+        if said.result == "ok" and (reason := self.seat.login(said.user)):
+            service.counters.count("ptt_refused_total", "421", reason)
+            service.seldom.warning("connection refused", reason, client=self.client, reason=reason, user=said.user)
             return too_many(reason)
-        if result == "ok":
-            self.user = attempt.authcid.lower()
+        service.counters.count("ptt_auth_total", said.mechanism, said.result)
+        if said.result == "ok":
+            self.user = said.user
             self._pace.logged_in()
-            return self._auth_result(attempt, "ok", None)
-        return self._auth_result(attempt, result, AUTH_FAILED if result == "bad" else AUTH_BUSY)
-
-    def _auth_result(self, attempt: AuthAttempt, result: str, reply: Reply | None) -> Reply | None:
-        self.service.counters.count("ptt_auth_total", result)
-        if reply is not None:
-            user = attempt.authcid[:MAX_LOGGED_USER]
-            self.service.log.warning("authentication refused", client=self.client, user=user, result=result)
-        return reply
+        else:
+            service.log.warning(
+                "authentication refused",
+                client=self.client,
+                user=said.user[:MAX_LOGGED_USER],
+                result=said.result,
+                mechanism=said.mechanism,
+            )
+        return said.reply
 
     def _mail(self, event: MailFrom) -> Reply | None:
         self.envelope = None

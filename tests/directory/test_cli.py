@@ -66,18 +66,18 @@ def test_the_service_takes_a_new_user(ptt: Commands) -> None:
     shown = ptt("user", "add", "bob@a.example", "--generate").output
     password = shown.partition("password: ")[2].strip()
     assert control.refresh()
-    assert control.verify("bob@a.example", password) == "ok"
+    assert control.logins.verify("bob@a.example", password) == "ok"
     ptt("user", "disable", "bob@a.example")
     assert control.refresh()
-    assert control.verify("bob@a.example", password) == "bad"
+    assert control.logins.verify("bob@a.example", password) == "bad"
     ptt("user", "enable", "bob@a.example")
     ptt("user", "passwd", "bob@a.example", "--password-stdin", stdin="new")
     assert control.refresh()
-    assert control.verify("bob@a.example", password) == "bad"
-    assert control.verify("bob@a.example", "new") == "ok"
+    assert control.logins.verify("bob@a.example", password) == "bad"
+    assert control.logins.verify("bob@a.example", "new") == "ok"
     ptt("user", "remove", "bob@a.example")
     assert control.refresh()
-    assert control.verify("bob@a.example", "new") == "bad"
+    assert control.logins.verify("bob@a.example", "new") == "bad"
     assert ptt.log()[:5] == [
         "user: remove bob@a.example",
         "user: change the password of bob@a.example",

@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from ptt.directory import control as module
+from ptt.directory.authenticator import SALTS_FILE
 from ptt.directory.control import DirectoryControl
 from ptt.directory.reader import POINTER
 from ptt.directory.repository import Author, Repository
@@ -22,7 +23,7 @@ Until = Callable[[Callable[[], object]], float]
 
 def files(base: Any) -> list[set[str]]:
     public, private = pathlib.Path(base.config.directory.snapshots), pathlib.Path(base.config.data) / "control"
-    return [{p.name for p in folder.iterdir()} - {POINTER, "directory.json"} for folder in (public, private)]
+    return [{p.name for p in folder.iterdir()} - {POINTER, "directory.json", SALTS_FILE} for folder in (public, private)]
 
 
 def test_an_empty_repository_is_no_alarm(make_base: Callable[..., Any]) -> None:
@@ -32,7 +33,7 @@ def test_an_empty_repository_is_no_alarm(make_base: Callable[..., Any]) -> None:
     control = base.control()
     assert control.commit == ""
     assert base.alarm() == 0
-    assert control.verify("a@b", "x") == "bad"
+    assert control.logins.verify("a@b", "x") == "bad"
     base.repository = Repository(base.config.directory.repository, "main")
     commit = base.commit({"domains/a.example.toml": ""})
     assert control.refresh()
@@ -80,7 +81,7 @@ def test_a_bad_commit_leaves_the_last_good_one_in_force(
     assert not snapshot.refresh()
     assert control.commit == snapshot.commit == good
     assert snapshot.user("anna@a.example") is not None
-    assert control.verify("anna@a.example", "secret") == "ok"
+    assert control.logins.verify("anna@a.example", "secret") == "ok"
     assert base.alarm() == 1
     assert base.counters.counters["ptt_directory_bad_commits_total", ()] == 1
     event = base.events("directory commit refused")[0]
@@ -150,7 +151,7 @@ def test_start_uses_what_is_there(base: Any) -> None:
     second = base.control()
     assert second.commit == first.commit
     assert files(base) == before
-    assert second.verify("anna@a.example", "secret") == "ok"
+    assert second.logins.verify("anna@a.example", "secret") == "ok"
 
 
 @pytest.mark.parametrize("folder", [0, 1])
@@ -162,7 +163,7 @@ def test_damaged_files_are_moved_aside_and_made_anew(base: Any, folder: int) -> 
     (place / name).write_bytes(b"damage" * 4000)
     again = base.control()
     assert again.commit == control.commit
-    assert again.verify("anna@a.example", "secret") == "ok"
+    assert again.logins.verify("anna@a.example", "secret") == "ok"
     assert base.snapshot().user("anna@a.example") is not None
     assert (place / (name + DAMAGED)).read_bytes().startswith(b"damage")
 
@@ -196,7 +197,7 @@ def test_a_disk_that_cannot_be_written_changes_nothing(base: Any, monkeypatch: p
             assert not control.refresh()
             assert not control.refresh()  # waits before it tries again
         assert control.commit == good
-        assert control.verify("anna@a.example", "secret") == "ok"
+        assert control.logins.verify("anna@a.example", "secret") == "ok"
         assert not snapshot.refresh()
         now += 10
     assert len(base.events("directory cannot be compiled")) == 2
@@ -209,18 +210,21 @@ def test_a_disk_that_cannot_be_written_changes_nothing(base: Any, monkeypatch: p
 def test_passwords_and_versions(base: Any, fast_hash: str) -> None:
     control = base.control()
     snapshot = base.snapshot()
-    assert control.rpc_verify(["ANNA@a.example", "secret"]) == ["ok", snapshot.user("anna@a.example").version]
-    assert control.rpc_verify(["anna@a.example", "wrong"]) == ["bad"]
-    assert control.rpc_verify(["nobody@a.example", "secret"]) == ["bad"]
+    assert control.logins.rpc_verify(["ANNA@a.example", "secret", "192.0.2.1"]) == [
+        "ok",
+        snapshot.user("anna@a.example").version,
+    ]
+    assert control.logins.rpc_verify(["anna@a.example", "wrong", "192.0.2.1"]) == ["bad", 0.0]
+    assert control.logins.rpc_verify(["nobody@a.example", "secret", "192.0.2.1"]) == ["bad", 0.0]
     base.commit({"users/a.example/anna.toml": f'password = "{fast_hash}"\ndisabled = true\n'})
     assert control.refresh()
     before = snapshot.user("anna@a.example").version
     snapshot.refresh()
     assert snapshot.user("anna@a.example").version != before
-    assert control.rpc_verify(["anna@a.example", "secret"]) == ["bad"]
+    assert control.logins.rpc_verify(["anna@a.example", "secret", "192.0.2.1"]) == ["bad", 0.0]
     base.commit({"users/a.example/anna.toml": ""})
     assert control.refresh()
-    assert control.rpc_verify(["anna@a.example", "secret"]) == ["bad"]
+    assert control.logins.rpc_verify(["anna@a.example", "secret", "192.0.2.1"]) == ["bad", 0.0]
     assert base.counters.counters["ptt_password_checks_total", ("ok",)] == 1
     assert base.counters.counters["ptt_password_checks_total", ("bad",)] == 4
 
@@ -234,10 +238,10 @@ def test_addresses_do_not_change_the_version(base: Any, fast_hash: str) -> None:
     assert snapshot.user("anna@a.example").version == before
 
 
-@pytest.mark.parametrize("argument", [None, [], ["a"], ["a", b"b"], "ab", ["a", "b", "c"]])
+@pytest.mark.parametrize("argument", [None, [], ["a"], ["a", b"b", "c"], "abc", ["a", "b", "c", "d"], ["a", "b"]])
 def test_wrong_arguments(base: Any, argument: Any) -> None:
     with pytest.raises(RpcError):
-        base.control().rpc_verify(argument)
+        base.control().logins.rpc_verify(argument)
 
 
 def test_the_loop_runs_on_while_a_commit_is_compiled(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from ptt.directory.logins import TTL_SECONDS, Logins
 from ptt.directory.reader import UserView
 from ptt.net.rpc import RpcError, RpcUnavailable
 
+CLIENT = "192.0.2.1"
+
 
 class World:
     """Control, snapshot and clock. Control knows ``password``; ``view`` is what this worker's snapshot has."""
@@ -24,7 +26,8 @@ class World:
         self.asked: list[Any] = []
         self.answer: Any = None
         self.now = 1000.0
-        self.logins = Logins(self, self, lambda: self.now)
+        self.slept: list[float] = []
+        self.logins = Logins(self, self, lambda: self.now, self.slept.append)
 
     def user(self, name: str) -> UserView | None:
         return self.view if self.view is not None and name == self.view.name else None
@@ -39,10 +42,10 @@ class World:
             raise self.answer
         if self.answer is not None:
             return self.answer
-        return ["ok", self.version] if argument == ["anna@a.example", self.password] else ["bad"]
+        return ["ok", self.version] if argument == ["anna@a.example", self.password, CLIENT] else ["bad", 0.0]
 
     def verify(self, password: str = "secret", user: str = "anna@a.example") -> str:
-        return self.logins.verify(user, password)
+        return self.logins.verify(user, password, CLIENT)
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def world() -> World:
 
 def test_a_verified_login_is_remembered_for_a_while(world: World) -> None:
     assert [world.verify(), world.verify(), world.verify(user="ANNA@A.example")] == ["ok"] * 3
-    assert world.asked == [("verify", ["anna@a.example", "secret"])]
+    assert world.asked == [("verify", ["anna@a.example", "secret", CLIENT])]
     world.now += TTL_SECONDS - 0.1
     assert world.verify() == "ok"
     assert len(world.asked) == 1
@@ -111,7 +114,9 @@ def test_a_commit_that_control_has_and_we_do_not_yet(world: World) -> None:
         (RpcUnavailable("away"), "unavailable"),
         (RpcError("broken"), "unavailable"),
         (["busy"], "busy"),
-        (["bad"], "bad"),
+        (["bad", 0.0], "bad"),
+        (["bad", 2.5], "bad"),
+        (["bad"], "unavailable"),
         (["disabled"], "unavailable"),
         (["ok"], "unavailable"),
         (True, "unavailable"),

@@ -10,8 +10,8 @@ import argon2
 import gevent
 import pytest
 
-from ptt.directory import passwords
-from ptt.directory.passwords import Verifier
+from ptt.directory import passwords, turns
+from ptt.directory.passwords import Found, Verifier
 from ptt.directory.values import argon2_mistake, scram_mistake
 
 
@@ -72,6 +72,9 @@ def test_generated_passwords() -> None:
     assert all(passwords.prepare(p) == p and len(p) >= 30 for p in made)
 
 
+DUMMY = passwords.dummy_verifier("$argon2id$v=19$m=8,t=1,p=1")
+
+
 class Users:
     """One user; counts what is computed for whom."""
 
@@ -79,8 +82,8 @@ class Users:
         self.hash = password_hash
         self.computed: list[str] = []
 
-    def lookup(self, user: str) -> str | None:
-        return self.hash if user == "anna@a.example" else None
+    def lookup(self, user: str) -> Found:
+        return Found(self.hash if user == "anna@a.example" else "", DUMMY)
 
     def check(self, verifier: str, password: str) -> bool:
         self.computed.append(verifier)
@@ -107,18 +110,22 @@ def test_whoever_asks_one_hash_is_computed(user: str, password: str, result: str
     verifier.close()
 
 
-def test_unknown_users_cost_what_new_users_cost() -> None:
-    users = Users("")
-    verifier = Verifier(users.lookup, users.check)
-    verifier.verify("nobody@a.example", "x")
-    fresh = passwords.hash_password("x")
-    assert users.computed[0].split("$")[:4] == fresh.split("$")[:4]
-    assert users.computed[0] != fresh
-    verifier.close()
+@pytest.mark.parametrize("parameters", [passwords.PARAMETERS, "$argon2id$v=19$m=16,t=2,p=2"])
+def test_a_made_up_hash_costs_what_its_parameters_say_and_fits_nothing(parameters: str) -> None:
+    dummy = passwords.dummy_verifier(parameters)
+    assert argon2_mistake(dummy) == ""
+    assert dummy.startswith(parameters + "$")
+    assert passwords.dummy_verifier(parameters) != dummy
+    assert argon2.extract_parameters(dummy).hash_len == 32
+    assert not passwords.check(dummy, "x")
+
+
+def test_new_hashes_have_the_usual_parameters() -> None:
+    assert passwords.hash_password("x").startswith(passwords.PARAMETERS + "$")
 
 
 def test_the_password_of_the_dummy_does_not_open_anything() -> None:
-    verifier = Verifier(lambda _user: None, lambda _verifier, _password: True)
+    verifier = Verifier(lambda _user: Found("", DUMMY), lambda _verifier, _password: True)
     assert verifier.verify("nobody@a.example", "x") == "bad"
     verifier.close()
 
@@ -126,7 +133,7 @@ def test_the_password_of_the_dummy_does_not_open_anything() -> None:
 def test_two_at_once_and_a_bounded_queue(
     monkeypatch: pytest.MonkeyPatch, until: Callable[[Callable[[], object]], float]
 ) -> None:
-    monkeypatch.setattr(passwords, "MAX_WAITING", 3)
+    monkeypatch.setattr(turns, "MAX_WAITING", 3)
     lock, go = threading.Lock(), threading.Event()
     inside = 0
     most = 0
@@ -141,7 +148,7 @@ def test_two_at_once_and_a_bounded_queue(
             inside -= 1
         return True
 
-    verifier = Verifier(lambda _user: "hash", slow)
+    verifier = Verifier(lambda _user: Found("hash", DUMMY), slow)
     asking = [gevent.spawn(verifier.verify, "u", "x") for _ in range(8)]
     until(lambda: inside == passwords.AT_ONCE and sum(g.ready() for g in asking) == 3)
     assert [g.value for g in asking if g.ready()] == ["busy"] * 3
@@ -154,8 +161,8 @@ def test_two_at_once_and_a_bounded_queue(
 
 
 def test_a_check_that_fails_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "MAX_WAITING", 0)
+    monkeypatch.setattr(turns, "MAX_WAITING", 0)
     monkeypatch.setattr(passwords, "AT_ONCE", 1)
-    verifier = Verifier(lambda _user: "not a hash", passwords.check)
+    verifier = Verifier(lambda _user: Found("not a hash", DUMMY), passwords.check)
     assert [verifier.verify("u", "x") for _ in range(3)] == ["bad"] * 3
     verifier.close()

@@ -177,6 +177,6 @@ def test_no_verifier_is_in_what_workers_read(base: Any, fast_hash: str) -> None:
         assert file.stat().st_mode & 0o777 == 0o640
     private = pathlib.Path(base.config.data) / "control"
     assert private.stat().st_mode & 0o777 == 0o700
-    (verifiers,) = private.iterdir()
+    (verifiers,) = private.glob("*.mdb")
     assert fast_hash.encode() in verifiers.read_bytes()
     assert verifiers.stat().st_mode & 0o777 == 0o600

@@ -47,7 +47,7 @@ class Accept:
 
 
 class Logins:
-    def verify(self, user: str, password: str) -> str:
+    def verify(self, user: str, password: str, client: str) -> str:
         return "ok" if password == "right" else "bad"
 
 
@@ -65,14 +65,16 @@ class Place:
         sock.listen(100)
         self.accept, self.counters, self.sock = Accept(), Counters(), sock
         self.clients: list[Any] = []
-        contexts: Any = type("Contexts", (), {"of": lambda _self, _listen: lambda: context})()
+        contexts: Any = type(
+            "Contexts", (), {"of": lambda _self, _listen: lambda: context, "binding": lambda _self, _context: b""}
+        )()
         nothing: Any = None
         log, counts = Log("test"), Census(census.make(1), 0)
         self.listener: Listener = listeners(
             config,
             [(0, sock)],
             contexts,
-            Logins(),
+            Logins(),  # type: ignore[arg-type]
             nothing,
             self.accept,
             log,
