@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterable
 
 import msgspec
+from acts import forget, marks, row_of
 from ptt_queue import keys
 from ptt_queue.client import QueueClient
 from ptt_queue.in_process import InProcess
@@ -100,7 +101,8 @@ def look(path: str, damaged: Collection[bytes] = ()) -> tuple[Views, collections
     """What the next queue process finds there, and hands out. Ends with an empty store: all is settled."""
     subject = InProcess(path, Settings(), clock=lambda: time.time() + AHEAD_SECONDS)
     try:
-        found = rows(subject.store, damaged)
+        found, there = rows(subject.store, damaged), marks(subject.store)
+        found.update(map(row_of, there))
         tasks: dict[bytes, list[TaskView]] = collections.defaultdict(list)
         about: dict[bytes, tuple[bytes, bytes]] = {}
         with subject.client() as client:
@@ -126,7 +128,7 @@ def look(path: str, damaged: Collection[bytes] = ()) -> tuple[Views, collections
     finally:
         subject.close()
     must(not subject.failures, f"the store failed: {subject.failures[:3]}")
-    return {id: View(*about[id], tuple(tasks[id])) for id in tasks}, found
+    return {id: View(*about[id], tuple(tasks[id])) for id in tasks} | there, found
 
 
 def _damaged(store: Store) -> int:
@@ -158,6 +160,8 @@ def _empty(
     txn.abort()
     must(not chunks and not tasks, f"{len(chunks)} chunks and {tasks} tasks are left")
     must(subject.store.message_count() == len(damaged), "messages are left")
+    forget(subject.store)
+    must(not marks(subject.store), "counters, keys or suspensions are left")
 
 
 def matches(seen: View | None, wanted: View | None, loose: bool = False) -> bool:

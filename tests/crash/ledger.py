@@ -12,19 +12,30 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import acts
 import msgspec
 from ptt_queue.client import QueueClient, connect_unix
 from ptt_queue.errors import RequestFailed, Unavailable
-from ptt_queue.types import Act, Item, NewMessage, NewTask, PutResult, Refusal, Settle, SettleResult, State, Stats, Task
-from views import Call, View, Views, digest, view_of, view_of_put, with_maybe
+from ptt_queue.types import (
+    MESSAGE_ID_BYTES,
+    Act,
+    Item,
+    NewMessage,
+    NewTask,
+    Over,
+    PutResult,
+    Refusal,
+    Settle,
+    SettleResult,
+    State,
+    Stats,
+    Task,
+)
+from views import Call, Gone, View, Views, digest, view_of, view_of_put, with_maybe
 
 HOUR = 3_600_000  # ms
 STAGES = (1, 2)
 LARGE = 2_300_000  # bytes: sent in parts, and its chunks are deleted in two transactions after its last task
-
-
-class Gone(Exception):
-    """The queue process does not answer any more."""
 
 
 def now_ms() -> int:
@@ -47,6 +58,10 @@ class Workload:
         self.leased: dict[bytes, list[Task]] = {}  # by us now
         self.done: collections.Counter[str] = collections.Counter()
         self.refused: collections.Counter[str] = collections.Counter()
+        self.tag = rng.randbytes(4).hex()
+        self.counted: dict[str, int] = {}  # meters
+        self.once: dict[bytes, bytes] = {}  # submitter's key -> id
+        self.suspended: dict[str, bool] = {}
         self.connections = 0
         self.stopped = False  # the process was ended, and comes no more
         self.client, self.connection = self.connect()
@@ -109,6 +124,7 @@ class Workload:
             id
             for id, view in self.views.items()
             if view
+            and len(id) == MESSAGE_ID_BYTES  # see acts
             and id not in self.leased
             and id not in avoid
             and (state is None or all(t.state is state for t in view.tasks))
@@ -150,7 +166,7 @@ class Workload:
         waiting: Views = {
             id: v._replace(tasks=tuple(t._replace(maybe=t.maybe or None) for t in v.tasks))
             for id, v in self.views.items()
-            if v and id not in self.leased
+            if v and id not in self.leased and len(id) == MESSAGE_ID_BYTES
         }
 
         def after(_n: int, tasks: list[Task]) -> Views:
@@ -311,6 +327,12 @@ class Workload:
             self.give_back,
             lambda: self.lost_worker(True),
             lambda: self.lost_worker(False),
+            *(lambda over=over: acts.put_metered(self, over) for over in (Over.REFUSE, Over.REFUSE, Over.HOLD)),
+            lambda: acts.put_once(self),
+            lambda: acts.put_once(self),
+            lambda: acts.suspend(self),
+            lambda: acts.amend(self),
+            lambda: acts.amend(self),
             lambda: self.act(Act.DELETE, None),
         ]
 

@@ -22,6 +22,9 @@ ROWS = {  # of the state table in queue/DESIGN.md
     "S8 done, large body left",
     "S9 orphan chunks",
     "S10 damaged",
+    "S11 counted",
+    "S12 suspended",
+    "S13 submitter's key",
 }
 
 

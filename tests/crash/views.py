@@ -30,6 +30,10 @@ class View(NamedTuple):
 Views = dict[bytes, View | None]  # by message id; None: it is not there
 
 
+class Gone(Exception):
+    """The queue process does not answer any more."""
+
+
 class Call(NamedTuple):
     """One request. ``key``: (connection, number) as on the wire. ``after``: what it makes of messages.
 

@@ -16,13 +16,14 @@ _HASH_BYTES = 16
 _TIME_BYTES = 6
 
 
-def _hash(key: bytes) -> bytes:
+def hashed(key: bytes) -> bytes:
+    """As a submitter's key stands in the store."""
     return hashlib.blake2b(key, digest_size=_HASH_BYTES).digest()
 
 
 def find(txn: Transaction, message: NewMessage, now: int) -> bytes:
     """The id of the other message that was stored under this one's key; b"" when there is none."""
-    known: bytes | None = txn.txn.get(b"k" + _hash(message.once), db=txn.state)
+    known: bytes | None = txn.txn.get(b"k" + hashed(message.once), db=txn.state)
     if known is None or int.from_bytes(known[:_TIME_BYTES], "big") <= now or known[_TIME_BYTES:] == message.id:
         return b""
     return known[_TIME_BYTES:]
@@ -34,7 +35,7 @@ def remember(txn: Transaction, message: NewMessage, now: int) -> None:
     if not message.once or until <= now:
         return
     prune(txn, now, 2)
-    name, at = _hash(message.once), until.to_bytes(_TIME_BYTES, "big")
+    name, at = hashed(message.once), until.to_bytes(_TIME_BYTES, "big")
     txn.txn.put(b"k" + name, at + message.id, db=txn.state)
     txn.txn.put(b"x" + at + name, b"", db=txn.state)
 
