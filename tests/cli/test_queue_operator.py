@@ -284,6 +284,11 @@ def test_numbers_by_stage_lane_and_age(case: Case, live: bool) -> None:
     ]
     assert found["disk"]["messages"] == 4
     assert (found["process"] is not None) is live
+    by_sender = case.json("stats", "--senders")["lanes"]
+    assert sorted((x["lane"], x["stage"], x["total"]) for x in by_sender) == [
+        ("a.example", "deliver", 3),
+        ("a.example", "sign", 1),
+    ]
     text = case.ptt("stats")
     assert "age in minutes" in text
     assert ("the service is stopped" in text) is not live

@@ -15,9 +15,11 @@ from ptt_queue.types import State, Stats, Suspension
 
 from ptt.cli.queue.group import queue
 from ptt.cli.queue.metering import usage
-from ptt.cli.queue.rows import clean, stage_name
+from ptt.cli.queue.rows import clean, envelope_of, stage_name
+from ptt.cli.queue.selection import Criteria, found
 from ptt.cli.queue.suspending import shown, told
 from ptt.cli.queue_access import now_ms, opened
+from ptt.message import domain_of
 
 AGES = (5, 10, 20, 40, 80, 160, 320, 640, 1280)  # minutes, as qshape has them; the last column is above all
 MAX_METERS = 1000  # of which --json tells; ``ptt queue meters`` has all
@@ -91,8 +93,16 @@ def _state(key: IndexKey, now: int) -> str:
     return key.state.name.lower()
 
 
-def tally(reader: Reader, now: int) -> Tally:
+def tally(reader: Reader, now: int, senders: bool = False) -> Tally:
+    """``senders``: by the domains of the senders in place of lanes; for that all messages' records are read."""
     counted = Tally(now)
+    for match in found(reader, Criteria(), now) if senders else ():
+        entry = match.entry
+        sender = domain_of(envelope_of(entry).sender) or "<>"
+        place = (entry.stage, entry.state, sender, entry.priority, entry.due, entry.message, entry.number)
+        counted.count(IndexKey(*place), entry.leased)
+    if senders:
+        return counted
     for key, leased in reader.walk():
         counted.count(key, leased)
     return counted
@@ -100,12 +110,13 @@ def tally(reader: Reader, now: int) -> Tally:
 
 @queue.command()
 @click.option("--lanes", default=20, type=click.IntRange(0), show_default=True, help="so many of the largest lanes")
+@click.option("--senders", is_flag=True, help="count by the senders' domains; reads all messages' records")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 @click.pass_obj
-def stats(obj: Any, lanes: int, as_json: bool) -> None:
+def stats(obj: Any, lanes: int, senders: bool, as_json: bool) -> None:
     """The queue in numbers: tasks by stage, state, lane and age; disk and commits."""
     with opened(obj.config) as opening:
-        counted = tally(opening.reader, now_ms())
+        counted = tally(opening.reader, now_ms(), senders)
         space, process = opening.reader.space(), opening.stats()
         waiting = opening.reader.suspended(now_ms())
         meters = largest(opening.reader, now_ms()) if as_json else []
@@ -122,8 +133,10 @@ def stats(obj: Any, lanes: int, as_json: bool) -> None:
 
 def largest(reader: Reader, now: int) -> list[dict[str, Any]]:
     """The counters whose windows have not ended that are nearest to their limits."""
-    found = (m for m in reader.meters() if m.until > now)
-    return [msgspec.to_builtins(usage(m)) for m in heapq.nlargest(MAX_METERS, found, lambda m: m.used / (m.limit or 1))]
+    current = (m for m in reader.meters() if m.until > now)
+    return [
+        msgspec.to_builtins(usage(m)) for m in heapq.nlargest(MAX_METERS, current, lambda m: m.used / (m.limit or 1))
+    ]
 
 
 def as_builtins(
