@@ -118,7 +118,7 @@ def test_curl(service: Any, postfix_mx: Any, tmp: pathlib.Path, run: Callable[..
         assert f"Delivered-To: {recipient}".encode() in arrived
 
 
-@pytest.mark.parametrize("mechanism", ["plain", "login", "scram-sha-256", "scram-sha-256-plus"])
+@pytest.mark.parametrize("mechanism", ["plain", "login", "scram-sha-256"])  # Debian 12's knows no -plus
 def test_msmtp(service: Any, postfix_mx: Any, run: Callable[..., str], mechanism: str) -> None:
     host, port = service.address("submission", "starttls")
     token = f"msmtp-{mechanism}"
