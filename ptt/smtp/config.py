@@ -121,7 +121,8 @@ class ServerConfig:
         """The reply to EHLO as bytes."""
         if self.future_release is None:
             return self.ehlo_wire[tls, authenticated]
-        lines = [*self.ehlo_lines(tls=tls, authenticated=authenticated), self.future_release.keyword()]
+        first, *others = self.ehlo_lines(tls=tls, authenticated=authenticated)
+        lines = [first, self.future_release.keyword(), *others]
         return Reply(250, "", "\n".join(lines)).encode()
 
     @functools.cached_property

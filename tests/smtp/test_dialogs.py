@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from ptt.smtp import NEED_DATA, AuthAttempt, Closed, ServerConfig, ServerSession, StartTls
+from ptt.smtp.config import FutureRelease
 from ptt.smtp.dialog import parse
 from ptt.smtp.replies import AUTH_FAILED
 from ptt.smtp.reply import ReplyReader
@@ -54,6 +55,12 @@ def test_dialog(path: pathlib.Path, step_size: int) -> None:
         auth=("PLAIN", "LOGIN"),
         require_tls=True,
         require_auth=True,
+        smtputf8=True,
+        dsn=True,
+        chunking=True,
+        limits=True,
+        future_release=FutureRelease(86_400, lambda: 1_800_000_000.0),
+        mt_priority=True,
         **dialog.settings,  # type: ignore[arg-type]
     )
     session = ServerSession(config, tls=dialog.tls)
@@ -83,7 +90,7 @@ def test_dialog(path: pathlib.Path, step_size: int) -> None:
 
 
 def test_there_are_dialogs() -> None:
-    assert len(DIALOGS) >= 15
+    assert len(DIALOGS) >= 23
 
 
 def test_a_line_that_is_no_step() -> None:

@@ -304,7 +304,7 @@ def transaction(serve: Callable[..., Any], config: ServerConfig, *lines: str) ->
 def test_future_release(serve: Callable[..., Any]) -> None:
     config = ServerConfig("mx.example.org", future_release=FutureRelease(3600, lambda: 1_893_456_000.5))
     run = functools.partial(transaction, serve, config)
-    assert b"250 FUTURERELEASE 3600 2030-01-01T01:00:00Z\r\n" in serve([b"EHLO c\r\n"], config).output
+    assert b"250-FUTURERELEASE 3600 2030-01-01T01:00:00Z\r\n" in serve([b"EHLO c\r\n"], config).output
     for good in ("HOLDFOR=3600", "HOLDFOR=0", "HOLDUNTIL=2030-01-01T01:00:00Z", "HOLDUNTIL=1999-01-01T00:00:00Z"):
         assert run(f"MAIL FROM:<a@b.org> {good}") == ["250 2.1.0"]
     for bad in ("HOLDFOR=3601", "HOLDUNTIL=2030-01-01T01:00:01Z"):
