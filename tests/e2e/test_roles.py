@@ -82,7 +82,12 @@ class Hosts:
         if os.geteuid() == 0 and "users" in document:
             os.chown(key, int(document["users"]["control"]), int(document["users"]["control"]))
         zone = {"name": DOMAIN, "primary": self.named.address, "key_file": "primary.key"}
-        document["dns"] = {"resolvers": [self.resolver], "retry_seconds": 0.3, "zones": [zone]}
+        document["dns"] = {
+            "resolvers": [self.resolver],
+            "authority_port": self.named.port,
+            "retry_seconds": 0.3,
+            "zones": [zone],
+        }
 
     def start(self) -> None:
         for host in (self.relay, self.signer, self.submission):
