@@ -247,6 +247,19 @@ def test_a_commit_between_the_messages_ends_the_exchange(world: World) -> None:
     assert world.logins.rpc_scram_final([HOME, False, b"", first, challenge, final]) == ["bad", 0.0]
 
 
+def test_what_is_common(base: Any) -> None:
+    """Those who do not exist are given the parameters that most users have, of the commit in force."""
+    slow = "$argon2id$v=19$m=65536,t=3,p=4$EDz8tQxFnQaZTRlFffu4Cg$jzJTPR3jRhFlN0f2Dx7tu95efPdPY2Fp+ysY72FJBd8"
+    control = base.control()
+    assert control.logins._common.argon2 == "$argon2id$v=19$m=8,t=1,p=1"
+    assert control.logins._common.iterations == passwords.SCRAM_ITERATIONS  # nobody has a key ``scram``
+    users = {f"users/a.example/u{n}.toml": f'password = "{slow}"\nscram = "{SCRAM}"\n' for n in range(3)}
+    base.commit(users)
+    assert control.refresh()
+    assert control.logins._common == ("$argon2id$v=19$m=65536,t=3,p=4", 4096, 16)
+    assert control.logins._found("nobody@a.example").dummy.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+
+
 @pytest.mark.parametrize("argument", [None, [], ["a"], ["a", False, b"", "text"], ["a", 1, b"", b""]])
 def test_wrong_arguments(world: World, argument: Any) -> None:
     for method in (world.logins.rpc_verify, world.logins.rpc_scram_first, world.logins.rpc_scram_final):

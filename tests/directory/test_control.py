@@ -23,7 +23,9 @@ Until = Callable[[Callable[[], object]], float]
 
 def files(base: Any) -> list[set[str]]:
     public, private = pathlib.Path(base.config.directory.snapshots), pathlib.Path(base.config.data) / "control"
-    return [{p.name for p in folder.iterdir()} - {POINTER, "directory.json", SALTS_FILE} for folder in (public, private)]
+    return [
+        {p.name for p in folder.iterdir()} - {POINTER, "directory.json", SALTS_FILE} for folder in (public, private)
+    ]
 
 
 def test_an_empty_repository_is_no_alarm(make_base: Callable[..., Any]) -> None:

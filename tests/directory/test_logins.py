@@ -181,3 +181,79 @@ def test_no_password_is_kept(world: World) -> None:
 def test_names_that_only_look_alike_have_different_marks(world: World) -> None:
     marks = {world.logins._mark(*x) for x in (("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"), ("abc", "", "d"))}
     assert len(marks) == 4
+
+
+def test_an_answer_may_have_to_wait(world: World) -> None:
+    world.answer = ["bad", 2.5]
+    assert world.verify("wrong") == "bad"
+    assert world.slept == [2.5]
+    world.answer = ["bad", 0.0]
+    assert world.verify("wrong") == "bad"
+    assert world.slept == [2.5]
+
+
+CHANNEL = logins.Channel(CLIENT, plus=False, binding=b"")
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        (["challenge", b"x"], b"x"),
+        (["challenge", "x"], "unavailable"),
+        (["bad", 1.0], "bad"),
+        (["busy"], "busy"),
+        (RpcUnavailable("away"), "unavailable"),
+        (["ok", "v1"], "unavailable"),
+    ],
+)
+def test_the_first_answer_of_scram(world: World, answer: Any, result: Any) -> None:
+    world.answer = answer
+    assert world.logins.scram_first(CHANNEL, b"first") == result
+    assert world.asked == [("scram_first", [CLIENT, False, b"", b"first"])]
+
+
+@pytest.mark.parametrize(
+    ("answer", "proof"),
+    [
+        (["ok", "v1", "anna@a.example", b"v="], ("ok", "anna@a.example", b"v=")),
+        (["ok", "v2", "anna@a.example", b"v="], ("unavailable", "", b"")),  # a commit that is not here yet
+        (["ok", "v1", "nobody@a.example", b"v="], ("unavailable", "", b"")),
+        (["ok", "v1"], ("unavailable", "", b"")),
+        (["bad", 0.0], ("bad", "", b"")),
+        (["busy"], ("busy", "", b"")),
+        (RpcError("broken"), ("unavailable", "", b"")),
+    ],
+)
+def test_the_last_answer_of_scram(world: World, answer: Any, proof: Any) -> None:
+    world.answer = answer
+    assert world.logins.scram_final(CHANNEL, b"first", b"challenge", b"final") == proof
+    assert world.asked == [("scram_final", [CLIENT, False, b"", b"first", b"challenge", b"final"])]
+
+
+def test_a_disabled_user_has_no_proof(world: World) -> None:
+    world.view = UserView("anna@a.example", "v1", True, ())
+    world.answer = ["ok", "v1", "anna@a.example", b"v="]
+    assert world.logins.scram_final(CHANNEL, b"", b"", b"").result == "bad"
+
+
+@pytest.mark.parametrize(
+    ("mailboxes", "authzid", "result"),
+    [
+        (["anna@a.example"], "", "ok"),
+        (["ANNA@A.example"], "", "ok"),
+        (["anna@a.example", "Anna@a.example"], "", "ok"),
+        (["anna@a.example"], "Anna@a.example", "ok"),
+        (["anna@a.example", "bob@a.example"], "", "bad"),
+        (["anna@a.example", "bob@a.example"], "anna@a.example", "ok"),
+        (["anna@a.example"], "bob@a.example", "bad"),
+        (["bob@a.example"], "", "bad"),
+        ([], "", "bad"),
+        ([], "anna@a.example", "bad"),
+    ],
+)
+def test_whom_a_certificate_names(world: World, mailboxes: list[str], authzid: str, result: str) -> None:
+    expected = (result, "anna@a.example" if result == "ok" else "")
+    assert world.logins.external(mailboxes, authzid) == expected
+    world.view = UserView("anna@a.example", "v1", True, ())
+    assert world.logins.external(mailboxes, authzid) == ("bad", "")
+    assert world.asked == []

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import pathlib
 import ssl
 
 import gevent
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ptt.net.memory import memory_pair
 from ptt.net.stream import Stream, StreamError, TlsFailed
 from ptt.net.tls import (
+    end_point,
     internal_client_context,
     opportunistic_context,
     peer_roles,
@@ -143,3 +147,24 @@ def test_unusable_files(certificates: Files, tmp_path: pathlib.Path) -> None:
         server_context(str(tmp_path / "none"), str(tmp_path / "none"))
     with pytest.raises(ssl.SSLError):
         server_context(str(certificates["mx"]), str(certificates["relay.key"]))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "used"),
+    [(hashes.SHA256(), "sha256"), (hashes.SHA384(), "sha384"), (hashes.SHA512(), "sha512"), (None, "")],
+)
+def test_channel_binding_of_a_certificate(tmp_path: pathlib.Path, algorithm: hashes.HashAlgorithm, used: str) -> None:
+    """RFC 5929 4.1: the hash of the certificate's signature; Ed25519 (None) has none, and then there is no binding."""
+    key = ec.generate_private_key(ec.SECP256R1()) if used else ed25519.Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mx.example.org")])
+    now = datetime.datetime(2026, 1, 1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now)
+    made = builder.sign(key, algorithm)  # type: ignore[arg-type]
+    other = builder.sign(key, algorithm)  # type: ignore[arg-type]
+    pem = serialization.Encoding.PEM
+    file = tmp_path / "chain.pem"
+    file.write_bytes(made.public_bytes(pem) + other.public_bytes(pem))
+    der = made.public_bytes(serialization.Encoding.DER)
+    assert end_point(str(file)) == (hashlib.new(used, der).digest() if used else b"")
+    file.write_bytes(b"nonsense")
+    assert end_point(str(file)) == b""
