@@ -1,6 +1,9 @@
 """Any bytes at all: the server never raises, the client raises nothing but ProtocolError, memory stays bounded."""
 
 import contextlib
+import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +35,8 @@ CONFIG = ServerConfig(
     auth=("PLAIN", "LOGIN"),
     smtputf8=True,
     dsn=True,
+    chunking=True,
+    binarymime=True,
     max_errors=50,
 )
 # Lines that lead deep into the session, mixed with noise.
@@ -48,6 +53,12 @@ COMMANDS = st.sampled_from(
         b".\r\n",
         b"\r\n.\r",
         b"..x\r\n",
+        b"MAIL FROM:<a@b.org> BODY=BINARYMIME\r\n",
+        b"BDAT 3\r\nab\r",
+        b"BDAT 3 LAST\r\n\nx\r",
+        b"BDAT 0 LAST\r\n",
+        b"BDAT 9999\r\n",
+        b"BDAT x\r\n",
         b"AUTH PLAIN AHUAcA==\r\n",
         b"AUTH LOGIN\r\n",
         b"dQ==\r\n",
@@ -151,6 +162,15 @@ def test_the_cuts_make_no_difference(pieces: list[bytes], size: int) -> None:
         return output
 
     assert run([wire[i : i + size] for i in range(0, len(wire), size)] or [b""]) == run([wire])
+
+
+@pytest.mark.slow
+def test_the_corpus_of_conversations() -> None:
+    """Each as it is, then mutated ones for a second; longer by hand: ``fuzz.py SECONDS SEED``."""
+    script = pathlib.Path(__file__).parent / "fuzz.py"
+    done = subprocess.run([sys.executable, script, "1"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "none failed" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["cpython_email", "mail_parser", "ruby_mail"])
