@@ -29,6 +29,8 @@ def certificates(config: Config) -> Iterator[Finding]:
         yield from _pair("public certificate", tls.public_certificate, tls.public_key, config, now)
     yield from _pair("internal certificate", tls.internal_certificate, tls.internal_key, config, now)
     yield from _internal(config, now)
+    if tls.submission_client_ca:
+        yield from _users(tls.submission_client_ca, now)
 
 
 def _pair(what: str, certificate: str, key: str, config: Config, now: datetime.datetime) -> Iterator[Finding]:
@@ -53,6 +55,19 @@ def _pair(what: str, certificate: str, key: str, config: Config, now: datetime.d
     if config.hostname not in names:
         text = f"it is for {', '.join(names) or 'no name'}, not for {config.hostname}"
         yield warn(what, text, "clients that connect by that name will refuse it")
+
+
+def _users(file: str, now: datetime.datetime) -> Iterator[Finding]:
+    """The authorities whose certificates let users log in."""
+    what = "CA of users' certificates"
+    try:
+        with open(file, "rb") as f:
+            found = x509.load_pem_x509_certificates(f.read())
+    except (OSError, ValueError) as e:
+        yield fail(what, f"{file} cannot be used: {e}", "it must be PEM; see tls.submission_client_ca")
+        return
+    for certificate in found:
+        yield from dates(what, certificate, now)
 
 
 def dates(what: str, certificate: x509.Certificate, now: datetime.datetime) -> Iterator[Finding]:

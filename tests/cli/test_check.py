@@ -224,3 +224,13 @@ def test_the_command(config: Config) -> None:
     assert {row["level"] for row in rows} == {"ok", "warn", "fail"}
     text = subprocess.run([sys.executable, "-m", "ptt", "--config", str(file), "check"], capture_output=True, text=True)
     assert "fail  resolver: 127.0.0.1:9 does not answer" in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"), [("ca.pem", ""), ("ca.key", "cannot be used"), ("missing", "cannot be used")]
+)
+def test_the_authority_of_users(config: Config, content: str, wrong: str) -> None:
+    file = str(pathlib.Path(config.tls.internal_ca).parent / content)
+    users = msgspec.structs.replace(config, tls=msgspec.structs.replace(config.tls, submission_client_ca=file))
+    found = bad(check_certificates.certificates(users))
+    assert [wrong in text for _, text in found] == ([True] if wrong else [])
