@@ -40,11 +40,17 @@ class SandboxError(Exception):
 
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket(socket.AF_INET, kind) as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listens on now; with SOCK_DGRAM over TCP too, as name servers need it."""
+    while True:
+        with socket.socket(socket.AF_INET, kind) as s, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
+            s.bind(("127.0.0.1", 0))
+            port: int = s.getsockname()[1]
+            if kind == socket.SOCK_DGRAM:
+                try:
+                    tcp.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            return port
 
 
 def _is_free(address: str) -> bool:
