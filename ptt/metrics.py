@@ -100,6 +100,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("ptt_directory_commit_info", "gauge", "The commit of the git database in force", ("commit",)),
     Metric("ptt_directory_bad_commits_total", "counter", "Commits of the git database that were refused"),
+    Metric("ptt_git_hooks_total", "counter", "Calls of the web hook of the git database", ("result",)),
     Metric("ptt_directory_fetch_errors_total", "counter", "Fetches from the git remote that failed"),
     Metric("ptt_directory_alarm", "gauge", "1 while the newest commit is refused"),
     Metric("ptt_password_checks_total", "counter", "Password verifications, by result", ("result",)),

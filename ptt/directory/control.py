@@ -80,6 +80,7 @@ class DirectoryControl:
         self._fetching = gevent.lock.BoundedSemaphore()
         self._threads = gevent.threadpool.ThreadPool(2)
         self._stopping = gevent.event.Event()
+        self._wanted = gevent.event.Event()  # a fetch, before its time
         self.logins = Authenticator(log, counters, clock)
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -119,6 +120,11 @@ class DirectoryControl:
     def stop(self) -> None:
         """End ``run``. What runs in a thread is waited for by ``run``'s greenlet."""
         self._stopping.set()
+        self._wanted.set()
+
+    def fetch_soon(self) -> None:
+        """Let ``run`` ask the remote now; returns at once. Many calls during one fetch make one more, not many."""
+        self._wanted.set()
 
     def close(self) -> None:
         """After ``run`` has ended: give back threads and files."""
@@ -141,7 +147,11 @@ class DirectoryControl:
 
     def _follow_remote(self) -> None:
         pause = 0.0
-        while not self._stopping.wait(pause):
+        while True:
+            self._wanted.wait(pause)
+            self._wanted.clear()
+            if self._stopping.is_set():
+                return
             good = self._guarded(self.fetch)
             longest = max(BACKOFF_CEILING_SECONDS, self._settings.interval_seconds)
             pause = self._settings.interval_seconds if good else min(max(pause, 1.0) * 2, longest)

@@ -39,6 +39,7 @@ from ptt.service import child as children  # noqa: E402
 from ptt.service.admin import Admin, Health, health  # noqa: E402
 from ptt.service.child import Child  # noqa: E402
 from ptt.service.collector import ServiceCollector  # noqa: E402
+from ptt.service.githook import GitHook  # noqa: E402
 from ptt.service.ledger import Identity  # noqa: E402
 from ptt.service.observe import ASK_SECONDS, POLL_SECONDS, Observer  # noqa: E402
 from ptt.signer.state import read_state, state_path  # noqa: E402
@@ -60,14 +61,18 @@ class Control:
         self.observer = Observer(config, self.collector.ledger, lambda: QueueClient(queue, ASK_SECONDS))
         self.directory = DirectoryControl(config, child.log, self.counters)
         self.publisher = Publisher(config, child.log, self.counters) if config.signs else None
-        self.admin = Admin(self.collector.text, self.health, child.log, self.counters)
+        self.admin = Admin(self.collector.text, self.health, child.log, self.counters, self._hook())
         self.stopped = gevent.event.Event()
+
+    def _hook(self) -> GitHook | None:
+        file = self.child.config.directory.hook_secret
+        return GitHook(file, self.directory.fetch_soon, self.child.log, self.counters) if file else None
 
     def run(self) -> None:
         """Serve until SIGTERM. Raises OSError, RepositoryError when the git database cannot be used at all."""
         gevent.signal_handler(signal.SIGTERM, self.stopped.set)
         gevent.signal_handler(signal.SIGINT, self.stopped.set)
-        gevent.signal_handler(signal.SIGHUP, lambda: gevent.spawn(self.directory.fetch))
+        gevent.signal_handler(signal.SIGHUP, self.directory.fetch_soon)
         if wrong := self.collector.load():
             self.child.log.error("metrics not kept", reason=wrong)
         sockets = {index: socket.socket(fileno=fd) for index, fd in self.child.listen}
