@@ -8,6 +8,7 @@ outcome is not known, and in each life.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 HOUR = 3_600_000
 LIMIT = 4
+VICTIM = b"victim "
 END = 1 << 47  # ms: after all windows
 WINDOW = 366 * 24 * HOUR  # does not end meanwhile
 
@@ -41,6 +43,15 @@ def marks(store: Store) -> Views:
         found |= {b"suspended " + s.name.encode(): mark(b"") for s in suspended.all_of(txn)}
         found |= {b"once " + key[1:]: mark(value[6:]) for key, value in txn.entries(b"k")}
         return found
+    finally:
+        txn.abort()
+
+
+def victims(store: Store, damaged: Collection[bytes]) -> Views:
+    """The messages that were made unreadable and are still there."""
+    txn = store.begin(write=False)
+    try:
+        return {VICTIM + id: mark(b"") for id in damaged if txn.has_message(id)}
     finally:
         txn.abort()
 
@@ -154,3 +165,18 @@ def amend(w: Workload) -> None:
     with contextlib.suppress(RequestFailed):
         (outcome,) = w.do("amend", [call], [will])
         assert outcome is Amended.DONE, outcome
+
+
+def repair(w: Workload, id: bytes) -> None:
+    """Delete a message that was made unreadable, once it was set aside."""
+    for _ in range(100):
+        w.lease(100)
+        (changed,) = w.do(
+            "repair",
+            [w.client.link.repair([(id, 1)], True)],
+            [{VICTIM + id: None}],
+            lambda n, done: {} if not done else None,
+        )
+        if changed:
+            return
+    raise AssertionError("what cannot be read was not set aside")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterable
 
 import msgspec
-from acts import forget, marks, row_of
+from acts import VICTIM, forget, marks, row_of, victims
 from ptt_queue import keys
 from ptt_queue.client import QueueClient
 from ptt_queue.in_process import InProcess
@@ -98,9 +98,14 @@ def _bodies(txn: Transaction, messages: dict[bytes, int]) -> set[bytes]:
 
 
 def look(path: str, damaged: Collection[bytes] = ()) -> tuple[Views, collections.Counter[str]]:
-    """What the next queue process finds there, and hands out. Ends with an empty store: all is settled."""
+    """What the next queue process finds there, and hands out. Ends with an empty store: all is settled.
+
+    ``damaged``: messages whose task was made unreadable; those that were deleted since are not there.
+    """
     subject = InProcess(path, Settings(), clock=lambda: time.time() + AHEAD_SECONDS)
     try:
+        unreadable = victims(subject.store, damaged)
+        damaged = {name.removeprefix(VICTIM) for name in unreadable}
         found, there = rows(subject.store, damaged), marks(subject.store)
         found.update(map(row_of, there))
         tasks: dict[bytes, list[TaskView]] = collections.defaultdict(list)
@@ -128,7 +133,7 @@ def look(path: str, damaged: Collection[bytes] = ()) -> tuple[Views, collections
     finally:
         subject.close()
     must(not subject.failures, f"the store failed: {subject.failures[:3]}")
-    return {id: View(*about[id], tuple(tasks[id])) for id in tasks} | there, found
+    return {id: View(*about[id], tuple(tasks[id])) for id in tasks} | there | unreadable, found
 
 
 def _damaged(store: Store) -> int:

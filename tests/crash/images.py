@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 
+import acts
 from audit import Wrong, compare, look
 from disk import CALLS, Disk, Event, events
 from ledger import Gone, Workload
@@ -180,6 +181,7 @@ def run(directory: pathlib.Path, scratch: pathlib.Path, options: argparse.Namesp
     spoil(directory / "queue", victim.id)
     base, _ = workload.state()
     del base[victim.id]
+    base[acts.VICTIM + victim.id] = acts.mark(b"")
     before = read_files(root)
     second = Workload(process.socket, rng, large=False)
     second.client, second.views, second.leased = workload.client, dict(base), workload.leased
@@ -187,6 +189,7 @@ def run(directory: pathlib.Path, scratch: pathlib.Path, options: argparse.Namesp
     try:
         second.client.stats()  # the first connection, as the ledger has it
         second.run(options.rounds, all_first=False)
+        acts.repair(second, victim.id)
         second.lease(100)
     except Gone as e:
         raise Wrong(f"{e}: {process.end()}") from e

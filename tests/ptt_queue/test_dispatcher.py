@@ -217,3 +217,65 @@ def test_what_is_idle_takes_no_memory():
         dispatcher.free(lane.group, NOW)
     assert not dispatcher.lanes
     assert not dispatcher._groups
+
+
+def _ready(dispatcher):
+    """The lanes that may be leased from now, in turn; each is put back."""
+    found = []
+    while (lane := dispatcher.next_lane(2, NOW)) is not None:
+        found.append(lane)
+    for lane in found:
+        dispatcher.again(lane)
+    return sorted(lane.name for lane in found)
+
+
+def test_a_suspended_lane_gets_its_group_back():
+    dispatcher = Dispatcher([2], GroupLimit(2))
+    dispatcher.assign("a", "site", GroupLimit(5), NOW)
+    for lane in ("a", "b"):
+        dispatcher.note(keys.index_key(2, 0, lane, 1, NOW, b"i" * 12, 1), NOW, NOW)
+    site = dispatcher.group_of("a")
+    assert dispatcher.acquire(site, NOW)
+    for lane in ("a", "b"):
+        dispatcher.suspend(lane, False, 0)
+    assert _ready(dispatcher) == []
+    assert not dispatcher.acquire(dispatcher.group_of("a"), NOW)
+    assert not dispatcher.shares("a", site)
+    dispatcher.free(site, NOW)  # what was in flight ends
+    dispatcher.assign("b", "site", GroupLimit(5), NOW)  # it changes its group meanwhile
+    assert _ready(dispatcher) == []
+    for lane in ("a", "b"):
+        dispatcher.resume(lane, False, NOW)
+    assert _ready(dispatcher) == ["a", "b"]
+    assert {dispatcher.group_of(lane).name for lane in ("a", "b")} == {"site"}
+    assert (dispatcher.group_of("a").lanes, dispatcher.group_of("a").in_flight) == (2, 0)
+
+
+def test_suspensions_lapse_by_time():
+    dispatcher = Dispatcher([2], GroupLimit(2))
+    dispatcher.assign("b", "site", GroupLimit(5), NOW)
+    for lane in ("a", "b"):
+        dispatcher.note(keys.index_key(2, 0, lane, 1, NOW, b"i" * 12, 1), NOW, NOW)
+    dispatcher.suspend("a", False, NOW + 10)
+    dispatcher.suspend("site", True, NOW + 20)
+    dispatcher.suspend("never", False, 0)
+    assert _ready(dispatcher) == []
+    assert dispatcher.next_wake() == NOW + 10
+    dispatcher.wake(NOW + 10)
+    assert _ready(dispatcher) == ["a"]
+    assert dispatcher.lapsed
+    assert dispatcher.next_wake() == NOW + 20
+    dispatcher.wake(NOW + 20)
+    assert _ready(dispatcher) == ["a", "b"]
+    assert dispatcher.next_wake() is None
+
+
+def test_a_suspension_is_set_anew():
+    dispatcher = Dispatcher([2], GroupLimit(2))
+    dispatcher.note(keys.index_key(2, 0, "a", 1, NOW, b"i" * 12, 1), NOW, NOW)
+    dispatcher.suspend("a", False, NOW + 10)
+    dispatcher.suspend("a", False, 0)
+    dispatcher.wake(NOW + 10)
+    assert _ready(dispatcher) == []
+    dispatcher.resume("a", False, NOW + 10)
+    assert _ready(dispatcher) == ["a"]

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,3 +171,15 @@ def test_reading_what_is_not_there(tmp_path):
     with pytest.raises(StoreError, match="no queue"), offline.read(str(tmp_path / "queue"), MAP):
         pass
     assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+def test_a_store_of_an_earlier_version_is_opened_by_its_owner_first(tmp_path):
+    path = str(tmp_path / "queue")
+    os.mkdir(path)
+    with lmdb.open(path, map_size=MAP, max_dbs=5) as env:
+        for name in ("records", "bodies", "index", "state", "damaged"):
+            env.open_db(name.encode())
+    with pytest.raises(StoreError, match="start the service once"):
+        Store(path, MAP, readonly=True)
+    Store(path, MAP).close()
+    Store(path, MAP, readonly=True).close()
