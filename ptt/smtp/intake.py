@@ -18,6 +18,9 @@ class Taken(enum.Enum):
     CHUNK = "a chunk is here, and is not the last"
 
 
+_MORE = Taken.MORE  # a plain name: see states
+
+
 class Intake:
     """One content at a time. Whatever becomes of a chunk, its octets are taken and are no commands."""
 
@@ -70,11 +73,11 @@ class Intake:
             return self._take_data(self._body, source)
         reader = self._chunks
         if reader is None:
-            return Taken.MORE
+            return _MORE
         source.pos = reader.feed(source.buffer, source.pos)
         if reader.left:
             source.clear()
-            return Taken.MORE
+            return _MORE
         if reader.refusal is None and reader.content.fault is None and not reader.last:
             return Taken.CHUNK
         self._chunks = None
@@ -82,11 +85,11 @@ class Intake:
 
     def _take_data(self, body: Unstuffer, source: LineReader) -> Taken | Content:
         if source.empty:
-            return Taken.MORE
+            return _MORE
         end = body.feed(source.buffer, source.pos)
         if end < 0:
             source.clear()
-            return Taken.MORE
+            return _MORE
         source.pos = end
         self._body = None
         return body.content

@@ -66,6 +66,7 @@ from ptt.smtp.states import VERBS, State, Verb
 
 MAX_PARAMETER_LINE: Final = 2046  # of MAIL, RCPT and AUTH, to which extensions add (RFC 1870, 3461, 4954, 6531)
 MAX_AUTH_LINE: Final = 12_286  # of a SASL response: RFC 4954 4
+_BDAT, _AUTH, _MORE = Verb.BDAT, Verb.AUTH, Taken.MORE  # plain names: see states
 
 
 class ServerSession:
@@ -234,14 +235,14 @@ class ServerSession:
         verb = VERBS.get(name.upper())
         if verb is None:
             raise self._unknown(name.upper())
-        if verb is Verb.BDAT:
+        if verb is _BDAT:
             return self._bdat(rest, len(line))
         following = following_state(self, verb, len(line))
         try:
             argument = rest.strip(b" ").decode("utf-8")
         except UnicodeDecodeError:
             raise ProtocolError.of(replies.NOT_UTF8) from None
-        if verb is Verb.AUTH:
+        if verb is _AUTH:
             return self._auth(argument, following)
         outcome = HANDLERS[verb](self, argument)
         if isinstance(outcome, bytes):
@@ -277,7 +278,7 @@ class ServerSession:
 
     def _take_content(self) -> ServerEvent | NeedData | None:
         taken = self._intake.take(self._in)
-        if taken is Taken.MORE:
+        if taken is _MORE:
             return NEED_DATA
         if isinstance(taken, Content):
             return self._complete(taken)
