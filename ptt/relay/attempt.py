@@ -92,11 +92,17 @@ def unsettled(recipients: Sequence[Wanted], outcomes: Outcomes) -> list[Wanted]:
 
 
 def merge(outcomes: Outcomes, new: Outcomes) -> None:
-    """What a host said of a recipient tells the operator more than that the next host could not be reached."""
+    """What a host said of a recipient tells the operator more than that the next host could not be reached.
+
+    A host that would take the message converted counts for more than one that defers it.
+    """
     for item, outcome in new.items():
         before = outcomes.get(item)
-        said = isinstance(before, Deferred) and before.reply
-        if not (said and isinstance(outcome, Deferred) and not outcome.reply and not outcome.maybe):
+        later = isinstance(outcome, Deferred) and not outcome.maybe
+        told = isinstance(before, Deferred) and (
+            before.seven_bit or (before.reply and not (isinstance(outcome, Deferred) and outcome.reply))
+        )
+        if not (told and later):
             outcomes[item] = outcome
 
 

@@ -681,3 +681,15 @@ def test_lost_in_the_second_transaction(peer: Any, sender: Any, action: Any) -> 
     first, second = sender(there.port).send("a@example.org", "b@example.org")
     assert isinstance(first, Delivered)
     assert isinstance(second, Deferred)
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("second", [None, b"450 4.2.0 later\r\n"])
+def test_a_host_of_7_bits_and_one_that_takes_nothing_now(peer: Any, sender: Any, second: bytes | None) -> None:
+    """The message is converted for the first one, whatever the second one has said."""
+    first = peer({"EHLO": ehlo("SIZE")})
+    if second is not None:
+        peer({"MAIL": second}, ip="127.0.0.2", port=first.port)
+    (outcome,) = sender(first.port).send(content=EIGHT)
+    assert isinstance(outcome, Deferred)
+    assert outcome.seven_bit
