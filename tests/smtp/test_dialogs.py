@@ -58,6 +58,7 @@ def test_dialog(path: pathlib.Path, step_size: int) -> None:
         smtputf8=True,
         dsn=True,
         chunking=True,
+        binarymime=True,
         limits=True,
         future_release=FutureRelease(86_400, lambda: 1_800_000_000.0),
         mt_priority=True,
