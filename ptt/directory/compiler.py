@@ -1,7 +1,7 @@
 """From a commit to what is in force: what changed, whether it keeps the rules, the files that say so. Blocking.
 
-A commit is compared with the one in force, and only what differs is read, parsed and checked, unless a domain changed,
-which concerns every user of it. The control process calls this in a thread; the commands check so before they commit.
+A commit is compared with the one in force, and only what differs is read, parsed and checked, and what needs a domain
+that it takes away. The control process calls this in a thread; the commands check so before they commit.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ def examine(repository: Repository, commit: str, since: str, base: Base | None) 
     Raises Refused, RepositoryError.
     """
     if base is not None:
-        listing = repository.listing(commit, since)
-        if not any(path.startswith("domains/") for path in listing.files):
-            return _examine_changes(repository, commit, listing, base)
+        return _examine_changes(repository, commit, repository.listing(commit, since), base)
     listing = repository.listing(commit)
     records = _records(repository, commit, listing)
     _raise(commit, locate(check(records, records), _content(repository, commit)))
@@ -166,6 +164,9 @@ class TreeBase:
 
     def aliases(self) -> dict[str, Alias]:
         return {name: record for name, record in self._records("aliases/") if isinstance(record, Alias)}
+
+    def senders(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        return ((name, record.addresses) for name, record in self._records("users/") if isinstance(record, User))
 
     def groups(self) -> dict[str, Group]:
         return {name: record for name, record in self._records("groups/") if isinstance(record, Group)}

@@ -164,6 +164,12 @@ class SnapshotFile:
         """All aliases. Only for the compiler: this is a copy of them in memory."""
         return {name: Alias(view.targets) for name, view in self._alias_views() if not view.post}
 
+    def senders(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """All users with their further addresses. Only for the compiler."""
+        for _, value in self._file.items(USER):
+            view = _USER.decode(value)
+            yield view.name, view.addresses
+
     def groups(self) -> dict[str, Group]:
         """All groups. Only for the compiler, as ``aliases``."""
         return {name: _group(view) for name, view in self._alias_views() if view.post}

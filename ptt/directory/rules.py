@@ -135,6 +135,7 @@ class Base(View, Protocol):
 
     def aliases(self) -> dict[str, Alias]: ...
     def groups(self) -> dict[str, Group]: ...
+    def senders(self) -> Iterator[tuple[str, tuple[str, ...]]]: ...  # all users, with their further addresses
 
 
 class Changed:
@@ -146,7 +147,9 @@ class Changed:
         self._removed = removed
 
     def domain(self, name: str) -> Domain | None:
-        return self._records.domain(name) or self._base.domain(name)  # a removed domain is no matter of this class
+        if found := self._records.domain(name):
+            return found
+        return None if Place("domain", name) in self._removed else self._base.domain(name)
 
     def has_user(self, name: str) -> bool:
         return self._records.has_user(name) or (Place("user", name) not in self._removed and self._base.has_user(name))
@@ -165,16 +168,34 @@ class Changed:
 def check_changes(base: Base, records: Database, removed: set[Place]) -> Iterator[Finding]:
     """Every breach of a rule after ``records`` were put into, and ``removed`` taken out of, a good database.
 
-    Changed aliases and groups are checked with all others, which may contain them. Changed domains are not for this
-    function: they concern every user; use ``check``.
+    Changed aliases and groups are checked with all others, which may contain them. A domain that is removed, or loses
+    its subdomains, has all records checked that may need it; one that is added or changed otherwise takes away nothing.
     """
     view = Changed(base, records, removed)
-    if records.aliases or records.groups:
+    lost = {place.name for place in removed if place.kind == "domain"}
+    for name, domain in records.domains.items():
+        before = base.domain(name)
+        if before is not None and before.subdomains and not domain.subdomains:
+            lost.add(name)
+    if lost:
+        touched = ((n, a) for n, a in base.senders() if _needs(lost, (n, *a)))
+        users = {n: User(addresses=a) for n, a in touched if Place("user", n) not in removed}
+        records = Database(records.domains, {**users, **records.users}, records.aliases, records.groups)
+    if records.aliases or records.groups or lost:
         aliases = {n: a for n, a in base.aliases().items() if Place("alias", n) not in removed}
         groups = {n: g for n, g in base.groups().items() if Place("group", n) not in removed}
         all_aliases, all_groups = {**aliases, **records.aliases}, {**groups, **records.groups}
         records = Database(records.domains, records.users, all_aliases, all_groups)
     yield from check(records, view)
+
+
+def _needs(domains: set[str], addresses: tuple[str, ...]) -> bool:
+    """Is one of the addresses in or below one of the domains?"""
+    for address in addresses:
+        domain = names.split(address)[1]
+        if domain in domains or not domains.isdisjoint(names.parents(domain)):
+            return True
+    return False
 
 
 def check(records: Database, view: View) -> Iterator[Finding]:

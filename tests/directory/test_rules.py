@@ -1,5 +1,7 @@
 """What must hold between files; changes checked alone find what a look at the whole finds."""
 
+from collections.abc import Iterator
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,7 +134,10 @@ def test_mistakes_are_bounded() -> None:
 # -- changes against the whole -----------------------------------------------------------------------------------
 
 NAMES = [f"n{i}@a.example" for i in range(5)] + ["n0@b.example"]
-ADDRESSES = st.sampled_from([*NAMES, "x@c.example", "y@a.example"])
+ADDRESSES = st.sampled_from([*NAMES, "x@c.example", "y@a.example", "z@sub.b.example", "*@sub.b.example"])
+DOMAIN_CHANGES = st.dictionaries(
+    st.sampled_from(["a.example", "b.example", "c.example", "sub.b.example"]), st.booleans()
+)
 USERS = st.dictionaries(st.sampled_from(NAMES), st.lists(ADDRESSES, max_size=2), max_size=3)
 ALIASES = st.dictionaries(st.sampled_from(NAMES), st.lists(ADDRESSES, min_size=1, max_size=3), max_size=5)
 
@@ -141,13 +146,16 @@ class BaseOf:
     def __init__(self, database: Database) -> None:
         self.domain, self.has_user, self.alias = database.domain, database.has_user, database.alias
         self.group = database.group
-        self._aliases, self._groups = database.aliases, database.groups
+        self._aliases, self._groups, self._users = database.aliases, database.groups, database.users
 
     def aliases(self) -> dict[str, Alias]:
         return dict(self._aliases)
 
     def groups(self) -> dict[str, Group]:
         return dict(self._groups)
+
+    def senders(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        return ((name, user.addresses) for name, user in self._users.items())
 
 
 Lists = dict[str, list[str]]
@@ -162,7 +170,9 @@ def build(users: Lists, aliases: Lists, groups: Lists) -> Database:
     )
 
 
-@given(USERS, ALIASES, ALIASES, USERS, ALIASES, ALIASES, st.sets(st.sampled_from(NAMES)))
+@given(
+    USERS, ALIASES, ALIASES, USERS, ALIASES, ALIASES, st.sets(st.sampled_from(NAMES)), DOMAIN_CHANGES, DOMAIN_CHANGES
+)
 def test_checking_changes_finds_what_checking_all_finds(
     users: Lists,
     aliases: Lists,
@@ -171,15 +181,22 @@ def test_checking_changes_finds_what_checking_all_finds(
     new_aliases: Lists,
     new_groups: Lists,
     gone: set[str],
+    domains: dict[str, bool],
+    new_domains: dict[str, bool],
 ) -> None:
     before = build(users, aliases, groups)
+    before.domains |= {name: Domain(subdomains=below) for name, below in domains.items()}
     for place, *_ in list(check(before, before)):  # leave out what is wrong: the base is good
         {"user": before.users, "alias": before.aliases, "group": before.groups}[place.kind].pop(place.name, None)
     removed = {Place("user", n) for n in gone - set(new_users)} | {Place("alias", n) for n in gone - set(new_aliases)}
     removed |= {Place("group", n) for n in gone - set(new_groups)}
     changes = build(new_users, new_aliases, new_groups)
-    changes.domains.clear()
+    changes.domains = {name: Domain(subdomains=True) for name, kept in new_domains.items() if kept}
+    changes.domains |= {name: Domain() for name in domains if name not in new_domains}
+    lost = {name for name, kept in new_domains.items() if not kept and name in before.domains}
+    removed |= {Place("domain", name) for name in lost}
     after = build({}, {}, {})
+    after.domains = {n: d for n, d in before.domains.items() if n not in lost} | changes.domains
     after.groups = {n: g for n, g in before.groups.items() if Place("group", n) not in removed} | changes.groups
     after.users = {n: u for n, u in before.users.items() if Place("user", n) not in removed} | changes.users
     after.aliases = {n: a for n, a in before.aliases.items() if Place("alias", n) not in removed} | changes.aliases
