@@ -100,6 +100,7 @@ def make_service(directory: pathlib.Path) -> Iterator[Callable[..., Real]]:
 def use_peers(document: Any, named: Any, resolver: str, mx_port: int) -> None:
     document["dns"] = {
         "resolvers": [resolver],
+        "authority_port": named.port,
         "retry_seconds": 0.3,
         "zones": [{"name": DOMAIN, "primary": named.address, "key_file": "primary.key"}],
     }

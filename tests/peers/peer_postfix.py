@@ -176,17 +176,38 @@ class PostfixMx(Postfix):
             file.unlink()
 
 
-@pytest.fixture(scope="session")
-def postfix_mx(peer_dir: Callable[[str], pathlib.Path], free_port: Callable[[], int]) -> Iterator[PostfixMx]:
-    """Postfix as the MX of every domain, with STARTTLS under a self-signed certificate."""
-    need("postfix")
-    directory = peer_dir("mx")
+def _certificate(directory: pathlib.Path) -> None:
+    """A self-signed certificate, behind its key in tls.pem."""
     pem = directory / "tls.pem"
     command = [need("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     command += ["-days", "2", "-subj", "/CN=mx1.example.test", "-keyout", str(pem), "-out", str(directory / "cert.pem")]
     subprocess.run(command, capture_output=True, check=True)
     pem.write_text(pem.read_text() + (directory / "cert.pem").read_text())  # the key first, then the certificate
+
+
+@pytest.fixture(scope="session")
+def postfix_mx(peer_dir: Callable[[str], pathlib.Path], free_port: Callable[[], int]) -> Iterator[PostfixMx]:
+    """Postfix as the MX of every domain, with STARTTLS under a self-signed certificate."""
+    need("postfix")
+    directory = peer_dir("mx")
+    _certificate(directory)
     mx = PostfixMx(directory, free_port(), MX_CF.format(directory=directory))
+    mx.start()
+    yield mx
+    mx.stop()
+
+
+@pytest.fixture
+def postfix_narrow(peer_dir: Callable[[str], pathlib.Path], free_port: Callable[[], int]) -> Iterator[PostfixMx]:
+    """The same without DSN, SMTPUTF8, 8BITMIME and CHUNKING; it refuses gone@ and gone-too@other.test."""
+    need("postfix")
+    directory = peer_dir("narrow")
+    _certificate(directory)
+    without = "smtpd_discard_ehlo_keywords = dsn, smtputf8, 8bitmime, chunking\n"
+    gone = "{ gone@other.test = 550 5.1.1 gone }, { gone-too@other.test = 550 5.1.1 gone }"
+    usual = "smtpd_recipient_restrictions = "
+    about = MX_CF.format(directory=directory).replace(usual, f"{usual}check_recipient_access inline:{{ {gone} }}, ")
+    mx = PostfixMx(directory, free_port(), about + without)
     mx.start()
     yield mx
     mx.stop()
