@@ -97,6 +97,7 @@ class Signer(_Section, frozen=True):
     public: str = "public"  # public keys, DOMAIN/SELECTOR.pub
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     domains: tuple[str, ...] = ()  # role signer: domains that submission hosts may have signed; empty: all
+    rotate_days: Annotated[int, msgspec.Meta(ge=0)] = 180  # replace keys of this age, in zones of ours; 0: never
 
 
 class Zone(_Section, frozen=True):

@@ -98,6 +98,7 @@ METRICS: tuple[Metric, ...] = (
         "Records of keys in use that a server was seen to have changed or lost, by domain",
         ("domain", "what"),
     ),
+    Metric("ptt_dkim_rotations", "gauge", "Rotations of DKIM keys under way, by step", ("step",)),
     Metric("ptt_directory_commit_info", "gauge", "The commit of the git database in force", ("commit",)),
     Metric("ptt_directory_bad_commits_total", "counter", "Commits of the git database that were refused"),
     Metric("ptt_git_hooks_total", "counter", "Calls of the web hook of the git database", ("result",)),

@@ -170,6 +170,8 @@ class Pipeline:
             content = self._content(task) if content is None else content
             if task.stage == Stage.SIGN:
                 self._sign(task, envelope, content)
+            elif task.prefix and self.signing is not None and self.signing.is_revoked(task.prefix):
+                self._sign_again(task, envelope)
             else:
                 self._deliver(task, envelope, content, task.lane, None)
         except SpoolUnavailable as e:  # the lease ends with the queue process, or is claimed again by the spool
@@ -228,6 +230,15 @@ class Pipeline:
             self._expected -= len(tasks) * room
         for following in settled.leased:
             self._start(following, body)
+
+    def _sign_again(self, task: Task, envelope: Envelope) -> None:
+        """Its signature is a compromised key's: back to stage SIGN, which replaces it. The prefix stays until then:
+        the other tasks of the message share it, and come here too.
+        """
+        now, then = self.now_ms(), plan.then_of(task.items, self.config)
+        again = NewTask(Stage.SIGN, envelope.signing_domain, task.items, now, then, note=task.note, maybe=task.maybe)
+        self.log.warning("signature revoked", domain=envelope.signing_domain, **plan.describe(task))
+        self.spool.settle(Settle(task.message, task.number, [again]))
 
     def _wait_for_signature(self, task: Task, envelope: Envelope, body: bytes, wait: Wait) -> None:
         now = self.now_ms()

@@ -88,6 +88,9 @@ class FakeSigning:
     def sign(self, envelope: Envelope, shown_id: str, body: bytes) -> Signed | Wait:
         return self.answer
 
+    def is_revoked(self, prefix: bytes) -> bool:
+        return b"s=revoked;" in prefix
+
 
 class FakeRelay:
     """``answer``: from the address to the outcome, or an exception after the final dot."""
@@ -224,6 +227,36 @@ def test_a_lease_whose_body_cannot_be_read_is_given_back() -> None:
     assert queue.given_back == [1]
     assert queue.settled == []
     assert made.held_bytes == 0
+
+
+@pytest.mark.parametrize("selector", ["revoked", "good"])
+def test_mail_that_a_compromised_key_signed_is_signed_again_before_it_goes(selector: str) -> None:
+    queue, relay = FakeSpool(), FakeRelay(lambda _: Delivered("250"))
+    anything: Any = queue
+    made = Pipeline(
+        Config(hostname="mail.b.test"),
+        anything,
+        FakeSigning(SIGNED),  # type: ignore[arg-type]
+        relay,  # type: ignore[arg-type]
+        Log("t", "error", fd=-1),
+        Counters(),
+        clock=lambda: 1000.0,
+    )
+    envelope = Envelope("a@b.test", 0, "b.test")
+    message = plan.new_message(ID, envelope, [Recipient("x@c.test")], 10, Config(hostname="mail.b.test"), 1)
+    prefix = f"DKIM-Signature: d=b.test; s={selector};\r\n".encode()
+    task = leased(message, 0, False)
+    task = msgspec.structs.replace(task, stage=Stage.DELIVER, lane="c.test", maybe=True, prefix=prefix)
+    made._start(task, b"A: b\r\n\r\nbody\r\n")
+    made.stop(5)
+    if selector == "good":
+        assert relay.content == [task.prefix + b"A: b\r\n\r\nbody\r\n"]
+        return
+    assert relay.content == []
+    ((settle, _),) = queue.settled
+    (again,) = settle.tasks
+    assert (again.stage, again.lane, again.then, again.maybe) == (Stage.SIGN, "b.test", "c.test", True)
+    assert (again.items, settle.prefix) == (task.items, None)  # other tasks of the message share the prefix
 
 
 ASKED = "SUCCESS,FAILURE,DELAY"

@@ -1,7 +1,7 @@
-"""``ptt dkim keygen|publish|status``: keys and their records. No command here opens a private key.
+"""``ptt dkim keygen|publish|rotate|status``: keys and their records. No command here opens a private key.
 
 ``keygen`` starts the key process for that one task; ``publish`` brings public keys into DNS now, which the running
-service does by itself; ``status`` shows what the service last saw.
+service does by itself; ``rotate`` asks the running service; ``status`` shows what it last saw, and rotations.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from ptt.config import Config
 from ptt.dkim.keys import record_name, record_strings
 from ptt.service.privileges import UserError, account_of
 from ptt.signer.keystore import KeyRefused, key_path, refusal
+from ptt.signer.rotation import STEPS, Rotation, book_path, read_book
 from ptt.signer.state import KeyAlgorithm, KeyState, PublicKey, all_public_keys, public_keys, read_state, state_path
 
 FAILED = 1
+CONTROL_SECONDS = 10.0
 
 
 class Shared(Protocol):
@@ -47,11 +49,13 @@ class Row(msgspec.Struct):
     why: str
     checked: int  # ms since the epoch; 0: never
     record: str
+    retired: bool = False  # still served, signs no more
+    rotation: Rotation | None = None  # of the domain, while one is under way
 
 
 @click.group()
 def dkim() -> None:
-    """Make DKIM keys, publish them, and see which of them DNS serves."""
+    """Make DKIM keys, publish and rotate them, and see which of them DNS serves."""
 
 
 @dkim.command()
@@ -116,18 +120,66 @@ def status(shared: Shared, domain: str | None, as_json: bool) -> None:
     public = config.signer.public
     keys = public_keys(public, domain.lower()) if domain else all_public_keys(public)
     states = {(s.domain, s.selector): s for s in read_state(state_path(config))}
-    rows = [_row(config, key, states.get((key.domain, key.selector))) for key in keys]
+    rotations = {rotation.domain: rotation for rotation in _rotations(config)}
+    rows = [_row(config, key, states.get((key.domain, key.selector)), rotations.get(key.domain)) for key in keys]
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(row) for row in rows]))
         return
     table = Table("domain", "selector", "algorithm", "key file", "in DNS", "checked")
     for row in rows:
         checked = _when(row.checked)
-        table.add_row(row.domain, row.selector, row.algorithm, row.file, "served" if row.served else row.why, checked)
-    Console().print(table)
+        shown = ("retired" if row.retired else "served") if row.served else row.why
+        table.add_row(row.domain, row.selector, row.algorithm, row.file, shown, checked)
+    console = Console()
+    console.print(table)
+    for rotation in rotations.values():
+        if domain in (None, rotation.domain):
+            console.print(_described(rotation), highlight=False, markup=False, soft_wrap=True)
 
 
-def _row(config: Config, key: PublicKey, state: KeyState | None) -> Row:
+@dkim.command()
+@click.option("--domain", required=True, help="the signing domain (d=)")
+@click.option("--now", is_flag=True, help="the keys are compromised: out of DNS at once, waiting mail is signed again")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+@click.pass_obj
+def rotate(shared: Shared, domain: str, now: bool, as_json: bool) -> None:
+    """Replace all keys of a domain by new ones, step by step; the running service does it."""
+    from ptt.net.rpc import RpcClient, RpcError, RpcUnavailable
+
+    client = RpcClient(os.path.join(shared.config.run, "control.sock"), CONTROL_SECONDS)
+    try:
+        rotation = msgspec.convert(client.call("rotate", [domain.lower(), now]), Rotation)
+    except RpcUnavailable as e:
+        raise click.ClickException(f"the service does not answer ({e}); only a running one rotates keys") from e
+    except RpcError as e:
+        raise click.ClickException(str(e)) from e
+    finally:
+        client.close()
+    click.echo(json.dumps(msgspec.to_builtins(rotation)) if as_json else _described(rotation))
+
+
+def _rotations(config: Config) -> list[Rotation]:
+    """What is under way; [] where the caller may not look into control's directory."""
+    try:
+        return list(read_book(book_path(config)).rotations)
+    except (OSError, ValueError) as e:
+        click.echo(f"rotations cannot be shown: {e}", err=True)
+        return []
+
+
+def _described(rotation: Rotation) -> str:
+    """A rotation in lines: from what to what, its steps with their times, what it waits for."""
+    why = " (compromise)" if rotation.now else ""
+    old, new = ", ".join(rotation.old), ", ".join(key.selector for key in rotation.new)
+    lines = [f"rotation of {rotation.domain}{why}: {old} -> {new}"]
+    lines += [f"  {step:8}  since {_when(rotation.times[step])}" for step in STEPS if step in rotation.times]
+    if rotation.wait:
+        until = f", until {_when(rotation.due)}" if rotation.due else ""
+        lines.append(f"  waits for {rotation.wait}{until}")
+    return "\n".join(lines)
+
+
+def _row(config: Config, key: PublicKey, state: KeyState | None, rotation: Rotation | None) -> Row:
     why = "not checked yet"
     if state is not None and state.record != key.record:
         state, why = None, "another key was checked under this name"
@@ -140,6 +192,8 @@ def _row(config: Config, key: PublicKey, state: KeyState | None) -> Row:
         why if state is None else state.why,
         0 if state is None else state.checked,
         key.record,
+        state is not None and state.retired,
+        rotation,
     )
 
 

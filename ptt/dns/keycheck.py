@@ -6,7 +6,7 @@ Called by the publisher and by ``publish_once``. Keeps nothing: what was served 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 import gevent.pool
 import msgspec
@@ -36,6 +36,7 @@ class Result(msgspec.Struct, frozen=True):
     why: str = ""
     reached: bool = True  # the server answered; False: ``served`` is only what was known before
     updated: bool = False  # the record was written now
+    published: bool = False  # where it is published it is to be seen
 
     @property
     def id(self) -> KeyId:
@@ -46,10 +47,19 @@ def key_id(key: PublicKey) -> KeyId:
     return key.domain, key.selector
 
 
-class KeyCheck:
-    """``check`` goes through keys; ``log`` hears of what was written to DNS and why."""
+def _none(_key: KeyId) -> bool:
+    return False
 
-    def __init__(self, config: Config, log: Log, counters: Counters) -> None:
+
+class KeyCheck:
+    """``check`` goes through keys; ``log`` hears of what was written to DNS and why. ``withdrawn``: is this key being
+    taken out of DNS? It is asked right before a record is written.
+    """
+
+    def __init__(
+        self, config: Config, log: Log, counters: Counters, withdrawn: Callable[[KeyId], bool] = _none
+    ) -> None:
+        self._withdrawn = withdrawn
         self._config = config
         self._log = log
         self._counters = counters
@@ -135,9 +145,10 @@ class KeyCheck:
             elif before and not updated:
                 self._drifted(key, fault.what, str(fault))
         if loud := _loud(faults):
-            return Result(key, False, loud, updated=updated)
+            return Result(key, False, loud, updated=updated, published=place.zone is not None)
         silent = "; ".join(str(fault) for fault in faults[:MAX_FAULTS])
-        return Result(key, before or not silent, silent, updated=updated)
+        served = before or not silent
+        return Result(key, served, silent, updated=updated, published=served or place.zone is not None)
 
     def _publish(self, key: PublicKey, place: Place, zone: Zone, found: str, before: bool) -> tuple[bool, str]:
         """Write the record if it is ours to write; was it, and if not, why not."""
@@ -146,6 +157,8 @@ class KeyCheck:
             self._drifted(key, "changed" if place.there.records else "gone", found)
         if "dkim" not in zone.manage:
             return False, f'{found}; dns.zones of {zone.name} does not have "dkim" in manage'
+        if self._withdrawn(key_id(key)):
+            return False, "withdrawn"
         if whose == "foreign":
             return False, f"{found}; it is not ours, so it is not replaced"
         self._zones.write(place, key.record.encode("ascii"))

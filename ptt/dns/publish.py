@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import gevent
+import msgspec
 
 from ptt.config import Config
 from ptt.dns.keycheck import KeyCheck, KeyId, Result, key_id
 from ptt.dns.keyfiles import KeyFiles
 from ptt.log import Log
 from ptt.metrics import Counters
+from ptt.signer.rotation import Roles, book_path, read_book, roles
 from ptt.signer.state import KeyState, PublicKey, all_public_keys, public_keys, read_state, state_path, write_state
 
 LOOK_SECONDS = 0.5  # how often the folders are looked at for new keys
@@ -31,7 +33,12 @@ class Publisher:
     """``run_once`` checks everything; ``run_forever`` is the loop for a greenlet. ``clock``: seconds, monotonic."""
 
     def __init__(
-        self, config: Config, log: Log, counters: Counters, clock: Callable[[], float] = time.monotonic
+        self,
+        config: Config,
+        log: Log,
+        counters: Counters,
+        clock: Callable[[], float] = time.monotonic,
+        roles: Callable[[], Roles] = Roles,
     ) -> None:
         self._config = config.dns
         self._log = log
@@ -39,7 +46,9 @@ class Publisher:
         self._clock = clock
         self._path = state_path(config)
         self._files = KeyFiles(config.signer.public)
-        self.check = KeyCheck(config, log, counters)
+        self._roles = roles
+        self._shown = Roles()  # what the state file says of them
+        self.check = KeyCheck(config, log, counters, lambda key: key in roles().withdrawn)
         self._states: dict[KeyId, KeyState] = {(s.domain, s.selector): s for s in read_state(self._path)}
         self._due: dict[KeyId, tuple[str, float]] = {}  # of which record, and when it is checked again
         self._said: dict[KeyId, tuple[bool, str]] = {}  # what was logged last
@@ -50,7 +59,9 @@ class Publisher:
         """Check every key now, publish what is not served, write the state. Results by domain and selector."""
         keys = self._files.scan(everything=True)
         self._forget_all_but(keys)
-        return self._work(keys)
+        self._take_roles()
+        withdrawn = self._roles().withdrawn
+        return self._work([key for key in keys if key_id(key) not in withdrawn])
 
     def run_forever(self) -> None:
         """Check each key when it is due and new ones at once, until killed. A fault of our own is logged, not fatal."""
@@ -71,7 +82,11 @@ class Publisher:
             self._reread = now + self._config.recheck_seconds
         keys = self._files.scan(everything=everything)
         changed = self._forget_all_but(keys)
-        due = sorted((at, key_id(key), key) for key in keys if (at := self._due_at(key)) <= now)
+        changed |= self._take_roles()
+        withdrawn = self._roles().withdrawn
+        due = sorted(
+            (at, key_id(key), key) for key in keys if key_id(key) not in withdrawn and (at := self._due_at(key)) <= now
+        )
         if not due and not changed:
             return []
         return self._work([key for _, _, key in due[:MAX_STEP]])
@@ -91,6 +106,17 @@ class Publisher:
             self._log.event("DKIM key removed", domain=key[0], selector=key[1])
         return bool(gone)
 
+    def _take_roles(self) -> bool:
+        """Bring what rotations say of keys into their states. Did anything change?"""
+        roles = self._roles()
+        if roles == self._shown:
+            return False
+        self._shown = roles
+        for id, state in self._states.items():
+            self._states[id] = _in_role(state, id, roles)
+            self._counters.gauge("ptt_dkim_key_served", *id, value=float(self._states[id].served))
+        return True
+
     def _work(self, keys: Sequence[PublicKey]) -> list[Result]:
         before = served_before(keys, self._states)
         results: list[Result] = []
@@ -109,9 +135,10 @@ class Publisher:
         checked = time.time_ns() // 1_000_000
         if not result.reached:
             checked = state.checked if state is not None and state.record == key.record else 0
-        self._states[result.id] = KeyState(
-            key.domain, key.selector, key.algorithm, key.record, result.served, result.why, checked
+        found = KeyState(
+            key.domain, key.selector, key.algorithm, key.record, result.served, result.why, checked, result.published
         )
+        self._states[result.id] = _in_role(found, result.id, self._roles())
         settled = result.served and result.reached
         wait = self._config.recheck_seconds if settled else self._config.retry_seconds
         self._due[result.id] = (key.record, self._clock() + wait)
@@ -125,7 +152,7 @@ class Publisher:
     def _write(self) -> None:
         self._written = self._clock()
         try:
-            write_state(self._path, [self._states[key] for key in sorted(self._states)])
+            write_state(self._path, [self._states[key] for key in sorted(self._states)], self._roles().revoked)
         except OSError as e:
             self._log.error("DKIM state not written", file=self._path, reason=e.strerror)
 
@@ -137,9 +164,26 @@ def publish_once(config: Config, domain: str | None = None) -> list[Result]:
     public = config.signer.public
     keys = public_keys(public, domain) if domain is not None else all_public_keys(public)
     states = {(s.domain, s.selector): s for s in read_state(state_path(config))}
-    check = KeyCheck(config, Log("dns", "error"), Counters())
+    withdrawn = _roles_of(config).withdrawn
+    keys = [key for key in keys if key_id(key) not in withdrawn]
+    check = KeyCheck(config, Log("dns", "error"), Counters(), lambda key: key in _roles_of(config).withdrawn)
     results = [result for group in check.check(keys, served_before(keys, states)) for result in group]
     return sorted(results, key=lambda result: result.id)
+
+
+def _roles_of(config: Config) -> Roles:
+    """What the rotations of the running service say. Raises OSError when they may not be seen."""
+    try:
+        return roles(read_book(book_path(config)))
+    except ValueError:
+        return Roles()
+
+
+def _in_role(state: KeyState, id: KeyId, roles: Roles) -> KeyState:
+    """A key that is being withdrawn is not served, whatever a server said just before."""
+    if id in roles.withdrawn:
+        return msgspec.structs.replace(state, served=False, published=False, why="withdrawn", retired=True)
+    return msgspec.structs.replace(state, retired=id in roles.retired)
 
 
 def served_before(keys: Sequence[PublicKey], states: dict[KeyId, KeyState]) -> set[KeyId]:

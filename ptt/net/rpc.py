@@ -149,18 +149,26 @@ class RpcClient:
 Handler = Callable[[Any], Any]
 
 
-def serve(listener: socket.socket, methods: dict[str, Handler], uids: frozenset[int]) -> None:
-    """Accept for ever (run it in a greenlet). Only peers with a uid in ``uids`` are heard.
+def serve(
+    listener: socket.socket,
+    methods: dict[str, Handler],
+    uids: frozenset[int],
+    restricted: dict[str, frozenset[int]] | None = None,
+) -> None:
+    """Accept for ever (run it in a greenlet). Only peers with a uid in ``uids`` are heard; ``restricted``: methods that
+    fewer may call, with their uids.
 
     A handler that raises RpcError sends its text; any other exception is answered with its class alone
     and raised again in the handler's greenlet, so that it is logged.
     """
     while True:
         sock = accept(listener)
-        if peer_uid(sock) not in uids:
+        uid = peer_uid(sock)
+        if uid not in uids:
             sock.close()
             continue
-        gevent.spawn(_serve_one, sock, methods)
+        allowed = {name: call for name, call in methods.items() if uid in (restricted or {}).get(name, uids)}
+        gevent.spawn(_serve_one, sock, allowed)
 
 
 def accept(listener: socket.socket) -> socket.socket:

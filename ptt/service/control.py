@@ -11,6 +11,7 @@ method    argument                                      result
 verify    [user, password, client]                      ptt.directory.authenticator; so scram_first, scram_final
 push      [process name, pid, start in ms, Snapshot]    None
 status    (any)                                         {"health": as /healthz, "directory": {...}}
+rotate    [domain, because of a compromise?]            ``ptt.signer.rotation.Rotation`` as built-in types
 ========  ============================================  ==========================================================
 """
 
@@ -32,7 +33,6 @@ from ptt_queue.client import QueueClient  # noqa: E402
 
 import ptt  # noqa: E402
 from ptt.directory.control import DirectoryControl  # noqa: E402
-from ptt.dns.publish import Publisher  # noqa: E402
 from ptt.metrics import Counters  # noqa: E402
 from ptt.net import rpc  # noqa: E402
 from ptt.service import child as children  # noqa: E402
@@ -40,6 +40,7 @@ from ptt.service.admin import Admin, Health, health  # noqa: E402
 from ptt.service.child import Child  # noqa: E402
 from ptt.service.collector import ServiceCollector  # noqa: E402
 from ptt.service.githook import GitHook  # noqa: E402
+from ptt.service.keycare import KeyCare  # noqa: E402
 from ptt.service.ledger import Identity  # noqa: E402
 from ptt.service.observe import ASK_SECONDS, POLL_SECONDS, Observer  # noqa: E402
 from ptt.signer.state import read_state, state_path  # noqa: E402
@@ -60,7 +61,7 @@ class Control:
         queue = os.path.join(config.run, "queue.sock")
         self.observer = Observer(config, self.collector.ledger, lambda: QueueClient(queue, ASK_SECONDS))
         self.directory = DirectoryControl(config, child.log, self.counters)
-        self.publisher = Publisher(config, child.log, self.counters) if config.signs else None
+        self.keys = KeyCare(config, child.log, self.counters) if config.signs else None
         self.admin = Admin(self.collector.text, self.health, child.log, self.counters, self._hook())
         self.stopped = gevent.event.Event()
 
@@ -86,15 +87,19 @@ class Control:
             "push": self.observer.push,
             "status": lambda _: self.status(),
         }
+        restricted = {}
+        if self.keys is not None:
+            methods["rotate"] = self.keys.rotate
+            restricted["rotate"] = self.keys.may_rotate(self.child.uids)
         work += [
-            gevent.spawn(rpc.serve, sockets[CONTROL], methods, self.child.uids),
+            gevent.spawn(rpc.serve, sockets[CONTROL], methods, self.child.uids, restricted),
             gevent.spawn(self._every, POLL_SECONDS, self.observer.ask_queue),
             gevent.spawn(self._every, POLL_SECONDS, self.observer.ask_signers),
             gevent.spawn(self._every, SAVE_SECONDS, self.observer.notice_waits),
             gevent.spawn(self._every, SAVE_SECONDS, self._save),
         ]
-        if self.publisher is not None:
-            work.append(gevent.spawn(self.publisher.run_forever))
+        if self.keys is not None:
+            work.append(gevent.spawn(self.keys.run_forever))
         following = gevent.spawn(self.directory.run)
         self.child.ready()
         self.stopped.wait()
@@ -144,8 +149,10 @@ class Control:
         if directory["remote_problem"]:
             found.append(f"the git remote: {directory['remote_problem']}")
         found += [f"mail waits for its signature: {reason}" for reason in self.observer.waits()]
-        if self.publisher is not None:
-            unserved = [key for key in read_state(state_path(self.child.config)) if not key.served]
+        if self.keys is not None:
+            found += self.keys.warnings()
+            states = read_state(state_path(self.child.config))
+            unserved = [key for key in states if not key.served and not key.retired]
             found += [f"DKIM key {k.selector} of {k.domain} is not served: {k.why}" for k in unserved[:MAX_REASONS]]
             if len(unserved) > MAX_REASONS:
                 found.append(f"and {len(unserved) - MAX_REASONS} more keys")

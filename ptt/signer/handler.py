@@ -5,13 +5,16 @@ method    argument                                                     result
 ========  ===========================================================  ========================================
 sign      [[shown message id, domain, selector, data], ...]            [[signature or None, error or None], ...]
 keygen    [domain, selector, algorithm]                                the public record's text
+ensure    the same; takes a key of that name that is there             the public record's text
+remove    [domain, selector]                                           None
 public    domain, "" for all                                           [``PublicKey`` as a table, ...]
 who       (any)                                                        [process name, pid, start in ms]
 stats     (any)                                                        ``ptt.metrics.Snapshot`` as built-in types
 ========  ===========================================================  ========================================
 
 ``data`` is what ``ptt.dkim.field`` made: it is signed only if it ends in a DKIM-Signature field for that domain,
-selector and kind of key, so nobody can have anything else signed. No answer and no log line holds a private key.
+selector and kind of key, so nobody can have anything else signed. ``keygen``, ``ensure`` and ``remove`` are for the
+users in ``makers`` alone. No answer and no log line holds a private key.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast, get_args
 
 import msgspec
 
@@ -30,9 +33,11 @@ from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.signer import keystore
 from ptt.signer.keystore import KeyRefused, Keystore
-from ptt.signer.state import all_public_keys, public_keys
+from ptt.signer.state import KeyAlgorithm, all_public_keys, public_keys
 
 MAX_BATCH = 256  # signatures in one request: a fifth of a second of work for which others wait
+
+MAKING = frozenset({"keygen", "ensure", "remove"})  # for the control process, and for the operator's commands
 
 Answer = list[Any]  # [number, error or None, result]
 
@@ -48,7 +53,10 @@ class Handler:
         counters: Counters,
         name: str = "signer",
         clock: Callable[[], float] = time.time,
+        makers: frozenset[int] | None = None,
     ) -> None:
+        """``makers``: the users who may make and remove keys; None: whoever may call."""
+        self._makers = makers
         self._config = config
         self._domains = frozenset(config.signer.domains)
         self._store = store
@@ -59,19 +67,27 @@ class Handler:
         self._methods: dict[str, Callable[[Any], Any]] = {
             "sign": self._sign,
             "keygen": self._keygen,
+            "ensure": self._ensure,
+            "remove": self._remove,
             "public": self._public,
             "who": lambda _: self._who,
             "stats": lambda _: self._stats(),
         }
 
-    def answer(self, request: Any) -> Answer:
-        """The answer to one decoded frame. Raises ValueError for what is not a request: its sender is cut off."""
+    def answer(self, request: Any, uid: int = 0) -> Answer:
+        """The answer to one decoded frame of the user ``uid``.
+
+        Raises ValueError for what is not a request: its sender is cut off.
+        """
         if not isinstance(request, list) or len(request) != 3:
             raise ValueError("not a request")
         number, method, argument = request
         try:
             if not isinstance(method, str) or method not in self._methods:
                 raise KeyRefused("no such method")
+            if method in MAKING and self._makers is not None and uid not in self._makers:
+                self._log.warning("key method refused", method=method, user=uid)
+                raise KeyRefused(f"user {uid} may not make or remove keys")
             return [number, None, self._methods[method](argument)]
         except KeyRefused as e:
             return [number, str(e), None]
@@ -83,9 +99,14 @@ class Handler:
     def _sign(self, batch: Any) -> list[list[bytes | str | None]]:
         if not isinstance(batch, list) or len(batch) > MAX_BATCH:
             raise KeyRefused(f"a batch is a list of at most {MAX_BATCH}")
-        return [self._sign_one(item) for item in batch]
+        made: list[str] = []
+        answers = [self._sign_one(item, made) for item in batch]
+        if made:  # one line for all: a line for each costs a twentieth of an Ed25519 signature's path
+            self._counters.count("ptt_key_requests_total", "signed", by=len(made))
+            self._log.event("signatures made", signatures=made)
+        return answers
 
-    def _sign_one(self, item: Any) -> list[bytes | str | None]:
+    def _sign_one(self, item: Any, made: list[str]) -> list[bytes | str | None]:
         try:
             message, domain, selector, data = item
             if not (isinstance(domain, str) and isinstance(selector, str) and isinstance(data, bytes)):
@@ -108,18 +129,31 @@ class Handler:
             self._counters.count("ptt_key_requests_total", "refused")
             self._log.warning("signature refused", id=message, domain=domain, selector=selector, reason=str(e))
             return [None, str(e)]
-        self._counters.count("ptt_key_requests_total", "signed")
-        self._log.debug("signature made", id=message, domain=domain, selector=selector)
+        made.append(f"{message} {domain} {selector}")
         return [signature, None]
 
     def _keygen(self, argument: Any) -> str:
-        if not isinstance(argument, list) or len(argument) != 3 or not all(isinstance(x, str) for x in argument):
-            raise KeyRefused("keygen takes domain, selector, algorithm")
-        domain, selector, algorithm = argument
+        domain, selector, algorithm = _names(argument, 3, "keygen takes domain, selector, algorithm")
         signer = self._config.signer
-        found = keystore.generate(signer.keys, signer.public, domain, selector, algorithm, int(self._clock() * 1000))
+        now = int(self._clock() * 1000)
+        found = keystore.generate(signer.keys, signer.public, domain, selector, _algorithm(algorithm), now)
         self._log.event("key made", domain=domain, selector=selector, algorithm=algorithm)
         return found.record
+
+    def _ensure(self, argument: Any) -> str:
+        domain, selector, algorithm = _names(argument, 3, "ensure takes domain, selector, algorithm")
+        signer = self._config.signer
+        now = int(self._clock() * 1000)
+        uid = os.geteuid()
+        found = keystore.ensure(signer.keys, signer.public, uid, domain, selector, _algorithm(algorithm), now)
+        if found.created == now:
+            self._log.event("key made", domain=domain, selector=selector, algorithm=algorithm)
+        return found.record
+
+    def _remove(self, argument: Any) -> None:
+        domain, selector = _names(argument, 2, "remove takes domain, selector")
+        keystore.remove(self._config.signer.keys, self._config.signer.public, domain, selector)
+        self._log.event("key removed", domain=domain, selector=selector)
 
     def _public(self, domain: Any) -> list[Any]:
         public = self._config.signer.public
@@ -131,3 +165,15 @@ class Handler:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._counters.gauge("ptt_process_resident_bytes", "signer", value=resident)
         return msgspec.to_builtins(self._counters.snapshot())
+
+
+def _names(argument: Any, number: int, otherwise: str) -> list[str]:
+    if not isinstance(argument, list) or len(argument) != number or not all(isinstance(x, str) for x in argument):
+        raise KeyRefused(otherwise)
+    return argument
+
+
+def _algorithm(name: str) -> KeyAlgorithm:
+    if name not in get_args(KeyAlgorithm):
+        raise KeyRefused(f"unknown algorithm {name[:40]!r}; known: {', '.join(get_args(KeyAlgorithm))}")
+    return cast(KeyAlgorithm, name)

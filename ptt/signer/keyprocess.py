@@ -72,12 +72,13 @@ def _own_directories(config: Config) -> None:
 
 
 def _serve(child: process.Child) -> None:
+    makers = frozenset({privileges.account_of("control", child.config).uid, os.getuid(), 0})  # while we may be root
     _enter(child)
     counters = Counters()
     store = Keystore(child.config.signer.keys, os.geteuid(), child.config.signer.public)
     for path, reason in keystore.problems(child.config.signer.keys, os.geteuid()):
         child.log.warning("key refused", file=path, reason=reason)
-    handler = Handler(child.config, store, child.log, counters, child.name)
+    handler = Handler(child.config, store, child.log, counters, child.name, makers=makers)
     listeners = [socket.socket(fileno=fd) for fd in child.sockets()]
     server = Server(listeners, handler.answer, child.uids)
     server.stop_on(signal.SIGTERM)

@@ -44,6 +44,7 @@ class PrivateKey:
     def __init__(self, key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> None:
         self._key = key
         self.record = record_of(key)
+        self.bits = key.key_size if isinstance(key, rsa.RSAPrivateKey) else 0  # of RSA
         self.algorithm: Algorithm = "rsa-sha256" if isinstance(key, rsa.RSAPrivateKey) else "ed25519-sha256"
 
     def sign(self, data: bytes) -> bytes:
@@ -192,13 +193,49 @@ def generate(keys: str, public: str, domain: str, selector: str, algorithm: KeyA
         make_directory(keys, 0o700)
         make_directory(public, 0o755)
         _write(path, pem, 0o600, 0o700)
-        shown = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
-        _write(public_path, shown, 0o644, 0o755)
+        _write_public(public, found)
     except FileExistsError as e:
         raise KeyRefused(f"key {selector} of {domain} exists already") from e
     except OSError as e:
         raise KeyRefused(f"key {selector} of {domain} cannot be written: {e.filename}: {e.strerror}") from e
     return found
+
+
+def ensure(
+    keys: str, public: str, uid: int, domain: str, selector: str, algorithm: KeyAlgorithm, now_ms: int
+) -> PublicKey:
+    """As ``generate``, but what is there already is taken: a repeated call makes nothing, and one after a crash between
+    the two files makes the second. Raises KeyRefused.
+    """
+    path = key_path(keys, domain, selector)
+    found = next((key for key in public_keys(public, domain) if key.selector == selector), None)
+    if found is None and not os.path.lexists(path):
+        return generate(keys, public, domain, selector, algorithm, now_ms)
+    own = Keystore(keys, uid).get(domain, selector)
+    if found is None:
+        found = PublicKey(domain, selector, algorithm, own.record, now_ms)
+        _write_public(public, found)
+    if (own.record, algorithm) != (found.record, found.algorithm) or own.bits != BITS.get(algorithm, 0):
+        raise KeyRefused(f"key {selector} of {domain} exists already, and is another")
+    return found
+
+
+def remove(keys: str, public: str, domain: str, selector: str) -> None:
+    """Delete both files of a key, for good when this returns; it is no fault when they are gone. Raises KeyRefused."""
+    path = key_path(keys, domain, selector)
+    try:
+        for file in (path, os.path.join(public, domain, f"{selector}.pub")):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
+                _sync(os.path.dirname(file))
+    except OSError as e:
+        raise KeyRefused(f"key {selector} of {domain} cannot be deleted: {e.filename}: {e.strerror}") from e
+
+
+def _write_public(public: str, key: PublicKey) -> None:
+    """Raises OSError."""
+    shown = msgspec.json.format(msgspec.json.encode(key), indent=1) + b"\n"
+    _write(os.path.join(public, key.domain, f"{key.selector}.pub"), shown, 0o644, 0o755)
 
 
 def record_of(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> str:

@@ -26,17 +26,22 @@ FLUSH_SECONDS = 1.0  # at the end, for answers that a peer has not taken yet
 class _Connection:
     """One peer: what came in part, and what it has not taken yet. While there is that, nothing more is read from it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, uid: int) -> None:
         self.sock = sock
+        self.uid = uid
         self.frames = Frames()
         self.out = bytearray()
         self.blocked = False  # watched for its taking more, instead of for requests
 
 
 class Server:
-    """Serves until ``stop``. ``answer``: decoded request -> answer; ValueError from it ends that connection."""
+    """Serves until ``stop``. ``answer``: decoded request and its user's id -> answer; ValueError from it ends that
+    connection.
+    """
 
-    def __init__(self, listeners: Sequence[socket.socket], answer: Callable[[Any], Any], uids: frozenset[int]) -> None:
+    def __init__(
+        self, listeners: Sequence[socket.socket], answer: Callable[[Any, int], Any], uids: frozenset[int]
+    ) -> None:
         self._answer = answer
         self._uids = uids
         self._listeners = {listener.fileno(): listener for listener in listeners}
@@ -118,11 +123,12 @@ class Server:
                 sock, _ = listener.accept()
             except OSError:  # taken by another process, or gone again
                 continue
-            if peer_uid(sock) not in self._uids or len(self._connections) >= MAX_CONNECTIONS:
+            uid = peer_uid(sock)
+            if uid not in self._uids or len(self._connections) >= MAX_CONNECTIONS:
                 sock.close()
                 continue
             sock.setblocking(False)
-            self._connections[sock.fileno()] = _Connection(sock)
+            self._connections[sock.fileno()] = _Connection(sock, uid)
             self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _serve(self, connection: _Connection, events: int) -> None:
@@ -144,7 +150,7 @@ class Server:
         except BlockingIOError:
             return True
         for request in connection.frames.feed(data):
-            connection.out += frame(self._answer(request))
+            connection.out += frame(self._answer(request, connection.uid))
             self._write(connection)
         return bool(data)
 

@@ -10,6 +10,7 @@ key process the answer is ``Wait``, and the mail stays in its stage.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -25,6 +26,7 @@ from ptt.net.rpc import RpcError, RpcUnavailable
 from ptt.signer.client import Request, SignerClient
 from ptt.signer.state import Active, KeyView
 
+_KEY_TAGS = re.compile(rb"\td=([^;\s]+); s=([^;\s]+);")  # as ptt.dkim.field writes them
 MAX_HEADER = 4 * 1024 * 1024  # of a message that is signed: 15 ms of work on the loop in one piece
 
 Reason = Literal[
@@ -80,6 +82,14 @@ class Signing:
             return Wait("key refused", str(e))
         finished = [half.signed(signature) for half, signature in zip(halves, signatures, strict=True)]
         return Signed(b"".join(finished), domain, selectors)
+
+    def is_revoked(self, prefix: bytes) -> bool:
+        """Was one of the signatures in ``prefix``, which this class made, made with a key that is compromised now?"""
+        revoked = self._keys.revoked()
+        return bool(revoked) and any(
+            (domain.decode("ascii"), selector.decode("ascii")) in revoked
+            for domain, selector in _KEY_TAGS.findall(prefix)
+        )
 
 
 def _pause() -> None:

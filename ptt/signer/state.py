@@ -43,7 +43,10 @@ class PublicKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyState(msgspec.Struct, frozen=True):
-    """What DNS was seen to serve of one key. ``why``: the reason when it is not served; ``checked``: ms, epoch."""
+    """What DNS was seen to serve of one key. ``why``: the reason when it is not served; ``checked``: ms, epoch.
+
+    ``published``: where it is published it is to be seen, if not everywhere yet. ``retired``: signs no more.
+    """
 
     domain: str
     selector: str
@@ -52,10 +55,21 @@ class KeyState(msgspec.Struct, frozen=True):
     served: bool
     why: str = ""
     checked: int = 0
+    published: bool = False
+    retired: bool = False
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    """A compromised key, whose signatures no mail may bear; ``until``: when none can any more, ms since the epoch."""
+
+    domain: str
+    selector: str
+    until: int
 
 
 class _StateFile(msgspec.Struct, frozen=True):
     keys: list[KeyState]
+    revoked: list[Revoked] = []
 
 
 _STATE = msgspec.json.Decoder(_StateFile)
@@ -68,17 +82,21 @@ def state_path(config: Config) -> str:
 
 def read_state(path: str) -> list[KeyState]:
     """What the control process last wrote; [] when there is nothing that can be read."""
+    return _read(path).keys
+
+
+def _read(path: str) -> _StateFile:
     try:
         with open(path, "rb") as file:
-            return _STATE.decode(file.read(MAX_FILE)).keys
+            return _STATE.decode(file.read(MAX_FILE))
     except (OSError, msgspec.MsgspecError):
-        return []
+        return _StateFile([])
 
 
-def write_state(path: str, keys: Sequence[KeyState]) -> None:
+def write_state(path: str, keys: Sequence[KeyState], revoked: Sequence[Revoked] = ()) -> None:
     """Replace the file in one step. Not synced: after a loss of power it is made again. Raises OSError."""
     temporary = f"{path}.{secrets.token_hex(8)}.new"  # nobody can put a link of that name into run/ before
-    data = msgspec.json.format(msgspec.json.encode(_StateFile(list(keys))), indent=1)
+    data = msgspec.json.format(msgspec.json.encode(_StateFile(list(keys), list(revoked))), indent=1)
     try:
         with open(temporary, "xb") as file:
             file.write(data + b"\n")
@@ -112,8 +130,8 @@ def all_public_keys(public: str) -> list[PublicKey]:
 
 
 class Active(NamedTuple):
-    """The keys of one domain. ``signing``: the newest that is served of each kind, Ed25519 only beside RSA where there is
-    an RSA key; ``known``: there are keys.
+    """The keys of one domain. ``signing``: the newest that is served of each kind, Ed25519 only beside RSA where there
+    is an RSA key; ``known``: there are keys.
     """
 
     signing: tuple[PublicKey, ...]
@@ -137,6 +155,8 @@ class KeyView:
         self._state_at = float("-inf")
         self._state_mark: object = None
         self._served: dict[tuple[str, str], str] = {}
+        self._retired: set[tuple[str, str]] = set()
+        self._revoked: frozenset[tuple[str, str]] = frozenset()
 
     def active(self, domain: str) -> Active:
         """The keys that sign for this domain now."""
@@ -154,6 +174,11 @@ class KeyView:
         self._seen[domain] = seen._replace(at=now)
         return seen.active
 
+    def revoked(self) -> frozenset[tuple[str, str]]:
+        """Domain and selector of the keys whose signatures no mail may bear, at most 250 ms old."""
+        self._state(self._clock())
+        return self._revoked
+
     def _state(self, now: float) -> object:
         """Read the state file again if it changed; what tells this version from another."""
         if now - self._state_at >= RECHECK_SECONDS:
@@ -161,17 +186,22 @@ class KeyView:
             mark = _mark(self._path)
             if mark is None or mark != self._state_mark:
                 self._state_mark = mark
-                self._served = {(k.domain, k.selector): k.record for k in read_state(self._path) if k.served}
+                found = _read(self._path)
+                self._served = {(k.domain, k.selector): k.record for k in found.keys if k.served and not k.retired}
+                self._retired = {(k.domain, k.selector) for k in found.keys if k.retired}
+                self._revoked = frozenset((k.domain, k.selector) for k in found.revoked)
         return self._state_mark
 
     def _look(self, domain: str) -> Active:
         keys = public_keys(self._public, domain)
+        gone = self._revoked | self._retired
+        usable = [key for key in keys if (domain, key.selector) not in gone]
         signing: dict[bool, PublicKey] = {}
-        for key in keys:
+        for key in usable:
             record = self._served.get((domain, key.selector))
             if record is not None and same_key(record, key.record):
                 signing.setdefault(key.algorithm == "ed25519", key)
-        if False not in signing and any(key.algorithm != "ed25519" for key in keys):
+        if False not in signing and any(key.algorithm != "ed25519" for key in usable):
             signing.clear()  # most verifiers know no Ed25519: for them the mail would be unsigned
         return Active(tuple(signing[kind] for kind in sorted(signing)), bool(keys))
 

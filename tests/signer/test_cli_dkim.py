@@ -4,13 +4,19 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
+import gevent
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from gevent import socket
 
 from ptt.cli.dkim import dkim
 from ptt.config import Config, load
-from ptt.signer import keystore
+from ptt.net import rpc
+from ptt.net.rpc import RpcError
+from ptt.signer import keystore, rotation
 from ptt.signer.state import KeyState, PublicKey, public_keys, state_path, write_state
 
 
@@ -82,6 +88,8 @@ def test_status(shared: Shared) -> None:
         "why": "",
         "checked": 1_700_000_000_000,
         "record": served.record,
+        "retired": False,
+        "rotation": None,
     }
     assert "has mode 0644, must have 0600" in rows["changed"]["file"]
     assert (rows["changed"]["served"], rows["changed"]["why"]) == (False, "no such name")
@@ -117,3 +125,45 @@ def test_no_command_opens_a_private_key(shared: Shared, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "open", watched)
     assert json.loads(shared.run("status", "--json").output)[0]["file"] == "ok"
     assert not [path for path in opened if path.endswith(".pem")]
+
+
+def test_rotations_are_shown_with_their_steps(shared: Shared) -> None:
+    keys = [shared.key("old")]
+    (pathlib.Path(shared.config.data) / "control").mkdir(parents=True)
+    made = rotation.begin("example.org", keys, None, 1_700_000_000_000, compromise=True)
+    made = rotation.at(made, "publish", 1_700_000_060_000)
+    rotation.write_book(
+        rotation.book_path(shared.config), rotation.Book((msgspec.structs.replace(made, wait="ns2: lags"),))
+    )
+    lines = shared.run("status").output.splitlines()
+    assert "rotation of example.org (compromise): old -> s20231114221320e" in lines
+    assert "  generate  since 2023-11-14 22:13:20Z" in lines
+    assert "  publish   since 2023-11-14 22:14:20Z" in lines
+    assert "  waits for ns2: lags" in lines
+    (row,) = json.loads(shared.run("status", "--json").output)
+    assert (row["rotation"]["step"], row["rotation"]["now"]) == ("publish", True)
+
+
+def test_rotate_asks_the_running_service(shared: Shared) -> None:
+    run = shared.run("rotate", "--domain", "example.org")
+    assert (run.exit_code, "only a running one rotates keys" in run.output) == (1, True)
+    asked: list[Any] = []
+
+    def rotate(argument: Any) -> Any:
+        asked.append(argument)
+        if argument[0] != "example.org":
+            raise RpcError("there is no key")
+        return msgspec.to_builtins(rotation.begin("example.org", [key], None, 1_700_000_000_000))
+
+    key = shared.key("old")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(pathlib.Path(shared.config.run) / "control.sock"))
+    listener.listen()
+    with listener:
+        serving = gevent.spawn(rpc.serve, listener, {"rotate": rotate}, frozenset({os.getuid()}))
+        run = shared.run("rotate", "--domain", "Example.org", "--now")
+        assert run.output.startswith("rotation of example.org: old -> s20231114221320e\n")
+        refused = shared.run("rotate", "--domain", "other.example")
+        assert (refused.exit_code, refused.output) == (1, "Error: there is no key\n")
+        serving.kill()
+    assert asked == [["example.org", True], ["other.example", False]]

@@ -64,7 +64,8 @@ def test_sign(made: Made) -> None:
     assert again == [signature, None]
     assert made.counters.counters["ptt_key_requests_total", ("signed",)] == 2
     line = msgspec.json.decode(made.log.read_bytes().splitlines()[0])
-    assert (line["level"], line["id"], line["domain"], line["selector"]) == ("debug", "id1", "example.org", "s1")
+    assert (line["event"], line["level"]) == ("signatures made", "info")
+    assert line["signatures"] == ["id1 example.org s1", "id1 example.org s1"]  # one line for the batch
 
 
 @pytest.mark.parametrize(
@@ -180,3 +181,38 @@ def test_a_fault_of_ours_is_answered_and_logged(made: Made, monkeypatch: pytest.
         made.call("sign", [["id", "example.org", "s1", b""]])
     assert "detail" in made.log.read_text()
     assert made.counters.counters["ptt_errors_total", ("signer",)] == 1
+
+
+def test_keys_are_made_and_removed_for_control_alone(tmp_path: pathlib.Path) -> None:
+    made = Made(tmp_path)
+    made.handler._makers = frozenset({7})
+    for method, argument in (
+        ("keygen", ["example.org", "s1", "ed25519"]),
+        ("ensure", ["example.org", "s1", "ed25519"]),
+        ("remove", ["example.org", "s1"]),
+    ):
+        _, error, _ = made.handler.answer([1, method, argument], 8)
+        assert error == "user 8 may not make or remove keys"
+        assert made.handler.answer([1, method, argument], 7)[1] is None
+    assert "key method refused" in made.log.read_text()
+
+
+def test_ensure_makes_a_key_once_and_remove_removes_it(made: Made) -> None:
+    names = ["example.org", "s9", "ed25519"]
+    record = made.call("ensure", names)
+    assert made.call("ensure", names) == record
+    public = pathlib.Path(made.config.signer.public, "example.org", "s9.pub")
+    public.unlink()  # as after a crash between the two files
+    assert made.call("ensure", names) == record
+    assert record in public.read_text()
+    with pytest.raises(RuntimeError, match="is another"):
+        made.call("ensure", ["example.org", "s9", "rsa2048"])
+    for _ in range(2):
+        assert made.call("remove", ["example.org", "s9"]) is None
+    assert not public.exists()
+    assert not pathlib.Path(made.config.signer.keys, "example.org", "s9.pem").exists()
+    for method, argument in (("ensure", ["example.org", "s9"]), ("remove", "x"), ("remove", ["..", "s9"])):
+        with pytest.raises(RuntimeError):
+            made.call(method, argument)
+    with pytest.raises(RuntimeError, match="unknown algorithm"):
+        made.call("ensure", ["example.org", "s9", "dsa"])

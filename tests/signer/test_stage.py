@@ -17,7 +17,7 @@ from ptt.signer import keystore, stage, state
 from ptt.signer.client import Request, SignatureRefused
 from ptt.signer.keystore import Keystore
 from ptt.signer.stage import Signed, Signing, Wait
-from ptt.signer.state import KeyState, KeyView, PublicKey, public_keys, read_state, state_path, write_state
+from ptt.signer.state import KeyState, KeyView, PublicKey, Revoked, public_keys, read_state, state_path, write_state
 
 MESSAGE = b"From: a@example.org\r\nSubject: hello\r\n\r\nbody\r\n"
 ENVELOPE = Envelope("a@example.org", 0, "example.org")
@@ -198,3 +198,37 @@ def test_domains_remembered_are_bounded(bench: Bench, monkeypatch: pytest.Monkey
     for n in range(50):
         bench.view.active(f"d{n}.example")
     assert len(bench.view._seen) == 10
+
+
+def test_ed25519_signs_beside_rsa_never_in_its_place(bench: Bench) -> None:
+    rsa, ed = bench.key("r", "rsa2048"), bench.key("e")
+    bench.serve(ed)
+    assert bench.result() == Wait("key not in DNS", "example.org")
+    bench.serve(rsa)
+    assert [key.selector for key in bench.view.active("example.org").signing] == ["r"]
+    bench.serve(rsa, ed)
+    assert [key.selector for key in bench.view.active("example.org").signing] == ["r", "e"]
+
+
+def test_a_retired_key_signs_no_more_and_a_revoked_one_makes_mail_wait(bench: Bench) -> None:
+    old, new = bench.key("old", created=1), bench.key("new", created=2)
+    signed = None
+    for retired, revoked, signing in (
+        ((), (), ["new"]),
+        (("new",), (), ["old"]),
+        (("new", "old"), (), []),
+        ((), ("new",), ["old"]),
+    ):
+        states = [
+            KeyState(k.domain, k.selector, k.algorithm, k.record, True, retired=k.selector in retired)
+            for k in (old, new)
+        ]
+        write_state(state_path(bench.config), states, [Revoked("example.org", s, 1) for s in revoked])
+        bench.now += 1
+        assert [key.selector for key in bench.view.active("example.org").signing] == signing
+        if signed is None:
+            signed = bench.result()
+        assert isinstance(signed, Signed)
+        assert bench.signing.is_revoked(signed.prefix) == bool(revoked)
+    assert not bench.signing.is_revoked(b"")
+    assert not bench.signing.is_revoked(signed.prefix.replace(b"d=example.org", b"d=other.org"))
