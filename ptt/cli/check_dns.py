@@ -22,6 +22,14 @@ MAX_KEYS = 50  # looked up here; the service looks at all of them
 
 def check(config: Config) -> Iterator[Finding]:
     """Everything about DNS."""
+    yield from host(config)
+    resolver = _resolver(config)
+    if config.signs and resolver is not None and _answers(config, resolver):
+        yield from _published(config, resolver)
+
+
+def host(config: Config) -> Iterator[Finding]:
+    """Does the resolver answer, and does the world know this host by its name and its addresses?"""
     resolver = _resolver(config)
     if resolver is None:
         yield fail("resolver", "none is configured, and /etc/resolv.conf names none", "set dns.resolvers")
@@ -39,8 +47,14 @@ def check(config: Config) -> Iterator[Finding]:
         yield warn("address", f"{config.hostname} has no address in DNS", advice)
     for address in addresses:
         yield from _reverse(resolver, config.hostname, address)
-    if config.signs:
-        yield from _published(config, resolver)
+
+
+def _answers(config: Config, resolver: dns.resolver.Resolver) -> bool:
+    try:
+        _addresses(resolver, config.hostname)
+    except dns.exception.DNSException:
+        return False
+    return True
 
 
 def _resolver(config: Config) -> dns.resolver.Resolver | None:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "check": "ptt.cli.check:check",
     "demo": "ptt.cli.demo:demo",
     "dkim": "ptt.cli.dkim:dkim",
+    "dns": "ptt.cli.dns:dns",
     "domain": "ptt.cli.directory:domain",
     "git": "ptt.cli.git:git",
     "group": "ptt.cli.group:group",

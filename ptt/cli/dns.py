@@ -1,0 +1,108 @@
+"""``ptt dns plan|apply|check``: the records that sending mail wants: what is there, what would be, what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Protocol
+
+import click
+import msgspec
+
+from ptt.config import Config
+from ptt.dns.records import Records, Row
+
+FAILED = 1
+
+
+class Shared(Protocol):
+    """What the ``ptt`` command hands on."""
+
+    @property
+    def config(self) -> Config: ...
+
+
+@click.group()
+def dns() -> None:
+    """See, write and check the records in DNS: DKIM keys, SPF, DMARC, and this host's own name."""
+
+
+@dns.command()
+@click.option("--json", "as_json", is_flag=True, help="one JSON array")
+@click.pass_obj
+def plan(shared: Shared, as_json: bool) -> None:
+    """What is there at the primary servers, and what `apply` would do. Writes nothing."""
+    rows = _records(shared).plan()
+    _show(rows, as_json)
+    if any(row.action == "unknown" for row in rows):
+        sys.exit(FAILED)
+
+
+@dns.command()
+@click.option("--json", "as_json", is_flag=True, help="one JSON array")
+@click.pass_obj
+def apply(shared: Shared, as_json: bool) -> None:
+    """Write what is missing or an old one of ours, where `dns.zones` says that it is ours to write."""
+    rows = _records(shared).apply()
+    _show(rows, as_json)
+    if any(row.action == "unknown" for row in rows):
+        sys.exit(FAILED)
+
+
+@dns.command()
+@click.option("--json", "as_json", is_flag=True, help="one JSON array")
+@click.pass_obj
+def check(shared: Shared, as_json: bool) -> None:
+    """Ask every authoritative server and the resolver for each record; and for this host's address and PTR."""
+    from ptt.cli.check_dns import host
+
+    found: list[dict[str, Any]] = []
+    for want, faults in _records(shared).check():
+        found.append({"what": want.kind, "name": want.name, "level": "fail" if faults else "ok", "why": faults})
+    for one in host(shared.config):
+        found.append({"what": one.what, "name": shared.config.hostname, "level": one.level, "why": [one.text]})
+    if as_json:
+        click.echo(json.dumps(found))
+    for row in () if as_json else found:
+        click.echo(
+            f"{row['level']:4}  {row['what']:8}  {row['name']}" + "".join(f"\n      {why}" for why in row["why"])
+        )
+    if any(row["level"] == "fail" for row in found):
+        sys.exit(FAILED)
+
+
+def _records(shared: Shared) -> Records:
+    if not shared.config.signs:
+        raise click.ClickException(f"role {shared.config.role} has no keys; ask on the signer's host")
+    return Records(shared.config)
+
+
+def _show(rows: list[Row], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([msgspec.to_builtins(row) for row in rows]))
+        return
+    for row in rows:
+        click.echo("\n".join(_lines(row)))
+    if not rows:
+        click.echo("no keys, so no domains: ptt dkim keygen makes one", err=True)
+
+
+def _lines(row: Row) -> list[str]:
+    """A record as a diff: what is there, what would be; and why nothing is done."""
+    if row.action == "none":
+        return [f"  {row.name} TXT {_short(text)}" for text in row.there]
+    there = [f"{'-' if row.action == 'replace' else ' '} {row.name} TXT {_short(text)}" for text in row.there]
+    if row.action in ("add", "replace"):
+        return [*there, f"+ {row.name} TXT {_short(row.value)}"]
+    meaning = {
+        "foreign": "somebody else's, left as it is",
+        "not ours": f'"{row.kind}" is not in manage of {row.zone}' if row.zone else "in no zone of ours",
+        "unknown": "not known",
+    }[row.action]
+    proposal = [] if row.action == "foreign" else [f"  proposed: {_short(row.value)}"]
+    return [*there, f"! {row.name}: {row.why} ({meaning})", *proposal]
+
+
+def _short(text: str) -> str:
+    """A key is longer than a line; its beginning tells it from another."""
+    return f'"{text}"' if len(text) <= 100 else f'"{text[:96]}..."'
