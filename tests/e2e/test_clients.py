@@ -134,11 +134,11 @@ def test_msmtp(service: Any, postfix_mx: Any, run: Callable[..., str], mechanism
 
 
 def test_s_nail(service: Any, postfix_mx: Any, run: Callable[..., str]) -> None:
-    host, port = service.address("submission", "implicit")
+    _, port = service.address("submission", "implicit")
     user = service.user.replace("@", "%40")
     run(
-        "s-nail", "-:/", "-Sv15-compat", f"-Smta=smtps://{user}:{service.password}@{host}:{port}", "-Ssmtp-auth=plain",
-        f"-Stls-ca-file={service.config.tls.internal_ca}", "-Stls-verify=strict", f"-Sfrom={service.user}",
+        "s-nail", "-:/", "-Sv15-compat", f"-Smta=smtps://{user}:{service.password}@localhost:{port}",
+        "-Ssmtp-auth=plain", f"-Stls-ca-file={service.config.tls.internal_ca}", "-Stls-verify=strict", f"-Sfrom={service.user}",
         "-Ssendwait", "-Ssendcharsets=utf-8", "-s", "s-nail-subject", RECIPIENT,
         stdin="Grüße\n".encode(), DEAD="/dev/null",
     )  # fmt: skip
@@ -176,33 +176,33 @@ def test_nodemailer(service: Any, postfix_mx: Any, run: Callable[..., str], abse
     notified(postfix_mx, "node-3", "nodemailer-1")
 
 
-def send_through(port: int, sender: str) -> None:
+def send_through(port: int, sender: str, name: str) -> None:
     """Three messages for an MTA that sends on through us: plain, with DSN, with SMTPUTF8."""
     with smtplib.SMTP("127.0.0.1", port, timeout=30) as s:
-        s.sendmail(sender, [RECIPIENT], mail("mta-plain"))
-        s.sendmail(sender, [RECIPIENT], mail("mta-dsn"), ["ENVID=mta-1"], ["NOTIFY=SUCCESS"])
-        s.sendmail(sender, [UTF8_RECIPIENT], mail("mta-utf8", to=UTF8_RECIPIENT), ["SMTPUTF8", "BODY=8BITMIME"])
+        s.sendmail(sender, [RECIPIENT], mail(f"{name}-plain"))
+        s.sendmail(sender, [RECIPIENT], mail(f"{name}-dsn"), [f"ENVID={name}-1"], ["NOTIFY=SUCCESS"])
+        s.sendmail(sender, [UTF8_RECIPIENT], mail(f"{name}-utf8", to=UTF8_RECIPIENT), ["SMTPUTF8", "BODY=8BITMIME"])
 
 
-def arrived_from_mta(postfix_mx: Any) -> None:
-    assert postfix_mx.wait(b"X-Token: mta-plain")
-    assert postfix_mx.wait(b"X-Token: mta-dsn")
-    [arrived] = postfix_mx.wait(b"X-Token: mta-utf8")
+def arrived_from(postfix_mx: Any, name: str) -> None:
+    assert postfix_mx.wait(f"X-Token: {name}-plain".encode())
+    assert postfix_mx.wait(f"X-Token: {name}-dsn".encode())
+    [arrived] = postfix_mx.wait(f"X-Token: {name}-utf8".encode())
     assert f"Delivered-To: {UTF8_RECIPIENT}".encode() in arrived
-    postfix_mx.wait(b"Original-Envelope-Id: mta-1")
-    notified(postfix_mx, "mta-dsn", "mta-1")
+    postfix_mx.wait(f"Original-Envelope-Id: {name}-1".encode())
+    notified(postfix_mx, f"{name}-dsn", f"{name}-1")
 
 
 def test_postfix(service: Any, postfix_client: Callable[..., Any], postfix_mx: Any) -> None:
     _, port = service.address("submission", "starttls")
     client = postfix_client(port, service.user, service.password)
-    send_through(client.port, service.user)
-    arrived_from_mta(postfix_mx)
+    send_through(client.port, service.user, "postfix")
+    arrived_from(postfix_mx, "postfix")
 
 
 def test_exim_with_chunking(service: Any, exim_client: Callable[..., Any], postfix_mx: Any) -> None:
     _, port = service.address("submission", "starttls")
     client = exim_client(port, service.user, service.password, service.config.tls.internal_ca)
-    send_through(client.port, service.user)
-    arrived_from_mta(postfix_mx)
+    send_through(client.port, service.user, "exim")
+    arrived_from(postfix_mx, "exim")
     assert " K " in client.main_log, client.main_log  # BDAT was used

@@ -83,6 +83,7 @@ server:
     do-not-query-localhost: no
     local-zone: "test." nodefault
     num-threads: 1
+    cache-max-ttl: 0
 remote-control:
     control-enable: no
 {stubs}
