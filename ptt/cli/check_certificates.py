@@ -13,12 +13,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ptt.cli.findings import Finding, fail, ok, warn
 from ptt.config import Config
-from ptt.net.tls import peer_roles, server_context
+from ptt.net.tls import peer_roles, revocations, server_context
+from ptt.service.certificates import is_due
 from ptt.service.privileges import account_of
 
 SOON = datetime.timedelta(days=30)
 ROLES = ("submission", "signer", "relay")
-RENEW = "put a new certificate and key there, then send ptt-worker a SIGHUP"
+RENEW = (
+    "`ptt tls renew`, where the authority's key is; or put a new certificate and key there and send ptt-worker a SIGHUP"
+)
 
 
 def certificates(config: Config) -> Iterator[Finding]:
@@ -97,11 +100,32 @@ def _internal(config: Config, now: datetime.datetime) -> Iterator[Finding]:
         yield fail(what, text, "the other roles will refuse this host; `ptt init --ca DIR` issues certificates")
         return
     yield from dates(what, authority, now)
+    yield from _revoked(config, certificate)
+    if is_due(certificate, authority, now) and certificate.not_valid_after_utc - now >= SOON:
+        text = f"expires on {certificate.not_valid_after_utc:%Y-%m-%d}, two thirds of its life are over"
+        yield warn("internal certificate", text, RENEW)
     wanted = set(ROLES if config.role == "all" else (config.role,))
     roles = peer_roles(certificate.public_bytes(Encoding.DER))
     if missing := wanted - roles:
         text = f"it does not name the role {', '.join(sorted(missing))} of this host"
         yield fail("internal certificate", text, "the next role will refuse what this host sends")
+
+
+def _revoked(config: Config, certificate: x509.Certificate) -> Iterator[Finding]:
+    """Is ours on the authority's list, and can that be used?"""
+    try:
+        crl = revocations(config.tls.internal_ca)
+    except OSError as e:
+        yield fail(
+            "revocations", str(e), "copy crl.pem from the host with the authority's key; it is made by `ptt tls revoke`"
+        )
+        return
+    if crl is not None and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+        yield fail(
+            "internal certificate",
+            "it is revoked: the other roles refuse this host",
+            "`ptt tls renew --new-key`, or `ptt tls issue`",
+        )
 
 
 def _names(certificate: x509.Certificate) -> list[str]:

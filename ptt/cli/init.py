@@ -153,6 +153,9 @@ def _certificates(tls: pathlib.Path, choices: Choices, worker: Account, other: p
         ("internal", issue(authority, hosts, roles, now, days)),
         ("public", issue(authority, hosts, (), now, PUBLIC_DAYS)),
     ):
+        kept = (other / "tls" if other else tls) / "issued"  # by which `ptt tls` knows it
+        kept.mkdir(mode=0o755, exist_ok=True)
+        _write(kept / f"{pair.certificate.serial_number:x}.pem", pair.certificate_pem(), 0o644)
         _write(tls / f"{name}.pem", pair.certificate_pem(), 0o644)
         _write(tls / f"{name}.key", pair.key_pem(), 0o600, worker)
 

@@ -31,6 +31,7 @@ _COMMANDS = {
     "init": "ptt.cli.init:init",
     "queue": "ptt.cli.queue:queue",
     "sink": "ptt.cli.sink:sink",
+    "tls": "ptt.cli.tls:tls",
     "user": "ptt.cli.directory:user",
 }
 """Imported when used: a command starts without the libraries of the others."""

@@ -10,7 +10,9 @@ nothing else is accepted. The role stands in it as a URI SAN, ``ptt:role:relay``
 from __future__ import annotations
 
 import functools
+import os
 import ssl
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -124,3 +126,31 @@ def _context(protocol: int) -> ssl.SSLContext:
 def _trust_internal(context: ssl.SSLContext, ca: str) -> None:
     context.load_verify_locations(ca)
     context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_STRICT
+    if revocations(ca) is not None:
+        context.load_verify_locations(crl_path(ca))
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+
+def crl_path(ca: str) -> str:
+    """Where the list of revoked certificates of an authority lies: beside it."""
+    return os.path.join(os.path.dirname(ca), "crl.pem")
+
+
+def revocations(ca: str) -> x509.CertificateRevocationList | None:
+    """The list beside the authority's PEM file, if there is one and it is that authority's.
+
+    Raises OSError: it cannot be used, so nobody may be trusted.
+    """
+    try:
+        with open(crl_path(ca), "rb") as file, open(ca, "rb") as authority:
+            crl = x509.load_pem_x509_crl(file.read())
+            issuer = x509.load_pem_x509_certificate(authority.read())
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        raise OSError(f"{crl_path(ca)}: is no list of revoked certificates: {e}") from e
+    if crl.issuer != issuer.subject:
+        return None
+    if not crl.is_signature_valid(cast(Any, issuer.public_key())):  # a key that signs certificates: it is an authority
+        raise OSError(f"{crl_path(ca)}: its signature is not that of {ca}")
+    return crl

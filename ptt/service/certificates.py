@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ptt.net.tls import ROLE_PREFIX
+
 CA_DAYS = 3650
-INTERNAL_DAYS = 3650  # known to our own hosts alone; replaced with the CA
+INTERNAL_DAYS = 3650  # known to our own hosts alone; one that is lost is revoked
 PUBLIC_DAYS = 825  # the most that mail clients accept
 SKEW = datetime.timedelta(hours=1)  # clocks of other hosts may be behind ours
 
@@ -60,10 +63,20 @@ def make_ca(name: str, now: datetime.datetime) -> Pair:
     return Pair(builder.sign(key, hashes.SHA256()), key)
 
 
-def issue(ca: Pair, hosts: Sequence[str], roles: Sequence[str], now: datetime.datetime, days: int) -> Pair:
-    """A certificate for ``hosts`` (names and addresses, the main name first) in the given roles ([]: for users)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(_name(hosts[0]), ca.certificate.subject, key, now, days)
+def issue(
+    ca: Pair,
+    hosts: Sequence[str],
+    roles: Sequence[str],
+    now: datetime.datetime,
+    days: int,
+    key: ec.EllipticCurvePrivateKey | None = None,
+) -> Pair:
+    """A certificate for ``hosts`` (names and addresses, the main name first) in the given roles ([]: for users).
+
+    ``key``: of a certificate that is renewed; else a new one. It is valid no longer than the authority's.
+    """
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    builder = _builder(_name(hosts[0]), ca.certificate.subject, key, now, days, ca.certificate.not_valid_after_utc)
     for extension, critical in (
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(digital_signature=True), True),
@@ -75,9 +88,66 @@ def issue(ca: Pair, hosts: Sequence[str], roles: Sequence[str], now: datetime.da
     return Pair(builder.sign(ca.key, hashes.SHA256()), key)
 
 
+def renew(ca: Pair, old: Pair, now: datetime.datetime, *, new_key: bool = False) -> Pair:
+    """``old`` for as many days again, with its names, roles and key. Raises ValueError: it is not the authority's."""
+    try:
+        old.certificate.verify_directly_issued_by(ca.certificate)
+    except (ValueError, TypeError, InvalidSignature) as e:
+        raise ValueError("it was not issued by this authority") from e
+    hosts, roles = names_of(old.certificate)
+    life = old.certificate.not_valid_after_utc - old.certificate.not_valid_before_utc - SKEW
+    return issue(ca, hosts, roles, now, max(1, life.days), None if new_key else old.key)
+
+
+def is_due(certificate: x509.Certificate, ca: x509.Certificate, now: datetime.datetime) -> bool:
+    """Has it lived two thirds of its life, and could the authority still issue one that is valid for longer?"""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    longer = ca.not_valid_after_utc - end > datetime.timedelta(days=1)
+    return longer and now >= start + (end - start) * 2 / 3
+
+
+def names_of(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
+    """The hosts that a certificate is for, the main one first, and its roles."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = names.get_values_for_type(x509.DNSName)
+    hosts += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return hosts, [uri.removeprefix(ROLE_PREFIX) for uri in uris if uri.startswith(ROLE_PREFIX)]
+
+
+def revoke(
+    ca: Pair, before: x509.CertificateRevocationList | None, serials: Sequence[int], now: datetime.datetime
+) -> x509.CertificateRevocationList:
+    """The authority's list (RFC 5280, 5) with ``serials`` added. It does not age before the authority does: a host that
+    gets no newer one keeps working.
+    """
+    number = 1
+    builder = x509.CertificateRevocationListBuilder().issuer_name(ca.certificate.subject)
+    builder = builder.last_update(now - SKEW).next_update(ca.certificate.not_valid_after_utc)
+    known: set[int] = set()
+    for entry in before or ():
+        known.add(entry.serial_number)
+        builder = builder.add_revoked_certificate(entry)
+    if before is not None:
+        number += before.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    for serial in serials:
+        if serial not in known:
+            made = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+            builder = builder.add_revoked_certificate(made.build())
+    builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+    builder = builder.add_extension(_authority(ca.key.public_key()), critical=False)
+    return builder.sign(ca.key, hashes.SHA256())
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime.datetime, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    now: datetime.datetime,
+    days: int,
+    last: datetime.datetime | None = None,
 ) -> x509.CertificateBuilder:
+    end = now + datetime.timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -85,7 +155,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SKEW)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(min(end, last) if last else end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 
@@ -106,7 +176,7 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def _role(role: str) -> x509.GeneralName:
-    return x509.UniformResourceIdentifier(f"ptt:role:{role}")
+    return x509.UniformResourceIdentifier(f"{ROLE_PREFIX}{role}")
 
 
 def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:

@@ -27,6 +27,7 @@ from ptt.service import layout, state
 from ptt.service.locks import RunningError, take_locks
 from ptt.service.privileges import KINDS, UserError, account_of
 from ptt.service.processes import STOP_ORDER, Spec, environment, next_delay, specs, stop_seconds
+from ptt.service.renewal import Renewal
 from ptt.service.watchdog import STUCK_SECONDS, Watchdog
 from ptt.submission import census
 
@@ -87,7 +88,14 @@ class Supervisor:
     """The processes of one service, from start to end: ``run`` returns the exit code."""
 
     def __init__(
-        self, config: Config, planned: list[Spec], sockets: layout.Sockets, log: Log, children_lock: int, counts: int
+        self,
+        config: Config,
+        file: str,
+        planned: list[Spec],
+        sockets: layout.Sockets,
+        log: Log,
+        children_lock: int,
+        counts: int,
     ) -> None:
         self.config = config
         self.sockets = sockets
@@ -104,6 +112,7 @@ class Supervisor:
         self.wanted: list[int] = []  # signals to act on
         self.written = 0.0
         self.watchdog = Watchdog(self._queue_pid, queue_question(config), self._stuck)
+        self.renewal = Renewal(config, file, self.env, log)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -118,8 +127,10 @@ class Supervisor:
                 self._reap()
                 self._act()
                 self._announce()
+                self.renewal.look(self.announced)
             return self._stop()
         finally:
+            self.renewal.stop()
             self.watchdog.stop()
             state.remove(self.config)
             layout.remove_sockets(self.config)
@@ -325,7 +336,7 @@ def serve(config: Config, file: str) -> int:
     log.event("start", version=ptt.__version__, role=config.role, workers=config.workers, pid=os.getpid())
     counts = census.make(config.workers)
     try:
-        return Supervisor(config, specs(config, file, sockets, counts), sockets, log, locks[1], counts).run()
+        return Supervisor(config, file, specs(config, file, sockets, counts), sockets, log, locks[1], counts).run()
     finally:
         for fd in (*locks, counts):
             os.close(fd)
