@@ -138,7 +138,8 @@ def test_s_nail(service: Any, postfix_mx: Any, run: Callable[..., str]) -> None:
     user = service.user.replace("@", "%40")
     run(
         "s-nail", "-:/", "-Sv15-compat", f"-Smta=smtps://{user}:{service.password}@localhost:{port}",
-        "-Ssmtp-auth=plain", f"-Stls-ca-file={service.config.tls.internal_ca}", "-Stls-verify=strict", f"-Sfrom={service.user}",
+        "-Ssmtp-auth=plain", f"-Stls-ca-file={service.config.tls.internal_ca}", "-Stls-verify=strict",
+        f"-Sfrom={service.user}",
         "-Ssendwait", "-Ssendcharsets=utf-8", "-s", "s-nail-subject", RECIPIENT,
         stdin="Grüße\n".encode(), DEAD="/dev/null",
     )  # fmt: skip
