@@ -256,3 +256,25 @@ def test_own_user(service: Any) -> None:
         ((signature, error),) = connection.call("sign", [request(key)])
         assert signature is None
         assert f"belongs to user {other}, must belong to the key process's user {signer}" in error
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
+def test_another_user_may_have_mail_signed_but_makes_no_keys(service: Any) -> None:
+    """A worker's user, by the credentials that the kernel tells."""
+    worker = 60802
+    service.base.chmod(0o755)
+    pathlib.Path(service.path).chmod(0o666)
+    pathlib.Path(service.path).parent.chmod(0o755)
+    service.start("--uids", f"0,{worker}")
+    os.seteuid(worker)
+    try:
+        with service.connect() as connection:
+            assert connection.call("public", "") == []
+            assert connection.call("sign", []) == []
+            for method, names in (("keygen", 3), ("ensure", 3), ("remove", 2)):
+                with pytest.raises(RuntimeError, match=f"user {worker} may not make or remove keys"):
+                    connection.call(method, ["example.org", "s1", "ed25519"][:names])
+    finally:
+        os.seteuid(0)
+    with service.connect() as connection:
+        assert connection.call("ensure", ["example.org", "s1", "ed25519"]).startswith("v=DKIM1; k=ed25519")
