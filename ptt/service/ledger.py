@@ -1,14 +1,14 @@
 """What all processes of the service have counted, over their deaths: a counter never goes down. Pure, no I/O.
 
-Each process reports everything it counted since it started, under its identity. When another process takes its
-name, or it counts less than before, its last report is added to the *base*. Base and last reports are kept on disk
-(``dump``, ``load``), so a restart of the control process loses nothing either.
+Each process reports everything it counted since it started, under its identity. What is more than in its last report is
+added to the *totals*; all of it is, when another process has taken its name, or it counts less than before. Totals and
+last reports are kept on disk (``dump``, ``load``), so a restart of the control process loses nothing either.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -40,27 +40,35 @@ class Totals(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """The last word of one process. ``at``: monotonic seconds; not kept over a restart."""
+    """The last word of one process. ``at``: monotonic seconds."""
+
+    identity: Identity
+    counted: Totals
+    at: float
+
+
+class KeptReport(msgspec.Struct):
+    """A report as it lies on disk."""
 
     identity: Identity
     snapshot: Snapshot
-    at: float = -math.inf
 
 
 class Kept(msgspec.Struct):
     """The ledger as it lies on disk."""
 
-    base: Snapshot
-    last: list[Report]
+    totals: Snapshot
+    last: list[KeptReport]
 
 
 class Ledger:
     """Reports in, totals out."""
 
     def __init__(self) -> None:
-        self._base = Totals()
+        self._totals = Totals()
         self._last: dict[str, Report] = {}
-        self._admitted: dict[str, set[tuple[str, ...]]] = {}
+        self._known: dict[Kind, set[Key]] = {"counter": set(), "histogram": set()}  # admitted: at most MAX_SERIES each
+        self._sizes: dict[str, int] = {}  # how many of a metric are admitted
 
     def report(self, identity: Identity, snapshot: Snapshot, now: float) -> None:
         """Take what a process has counted since it started; unknown metrics and bad values in it are left out."""
@@ -69,117 +77,137 @@ class Ledger:
             return
         if former is not None and identity.start < former.identity.start:  # the late word of one that was replaced
             return
-        clean = Snapshot(
-            [(n, self._labels(n, ls), v) for n, ls, v in snapshot.counters if _valid(n, "counter", ls, v)],
-            [(n, tuple(ls), v) for n, ls, v in snapshot.gauges if _valid(n, "gauge", ls, v)],
-            [(n, self._labels(n, ls), h) for n, ls, h in snapshot.histograms if _valid_histogram(n, ls, h)],
-        )
-        counted = Totals()
-        _add(counted, clean)  # sets that count under OTHER become one
-        clean = _snapshot(counted, clean.gauges)
-        if former is not None and (former.identity != identity or _shrank(former.snapshot, clean)):
-            _add(self._base, former.snapshot)
-        self._last[identity.name] = Report(identity, clean, now)
+        counted = Totals(self._counters(snapshot), gauges=_gauges(snapshot), histograms=self._histograms(snapshot))
+        same = former is not None and former.identity == identity and not _shrank(former.counted, counted)
+        _grow(self._totals, counted, former.counted if former is not None and same else Totals())
+        self._last[identity.name] = Report(identity, counted, now)
 
     def totals(self, now: float) -> Totals:
-        """Counters and histograms of all processes that ever were, gauges of those that live."""
-        found = Totals()
+        """Counters and histograms of all processes that ever were, gauges of those that live. Not to be changed."""
+        found = Totals(self._totals.counters, histograms=self._totals.histograms)
         sizes: dict[str, int] = {}
-        _add(found, _snapshot(self._base, []))
         for report in self._last.values():
-            _add(found, report.snapshot)
             if now - report.at <= LIVE_SECONDS:
-                _put(found.gauges, sizes, report.snapshot)
+                _put(found.gauges, sizes, report.counted.gauges)
         return found
 
     def dump(self) -> Kept:
-        return Kept(_snapshot(self._base, []), list(self._last.values()))
+        last = [KeptReport(report.identity, _snapshot(report.counted)) for report in self._last.values()]
+        return Kept(_snapshot(self._totals), last)
 
     def load(self, kept: Kept) -> None:
         """Go on from what was kept; only at the start."""
-        _add(self._base, kept.base)
+        self._totals = self._totals_of(kept.totals)
         for report in kept.last:
-            self._last[report.identity.name] = Report(report.identity, report.snapshot)
-        for snapshot in (kept.base, *(report.snapshot for report in kept.last)):
-            for name, labels in _series(snapshot):
-                self._admitted.setdefault(name, set()).add(tuple(labels))
+            self._last[report.identity.name] = Report(report.identity, self._totals_of(report.snapshot), -math.inf)
 
-    def _labels(self, name: str, labels: Iterable[str]) -> tuple[str, ...]:
+    def _totals_of(self, snapshot: Snapshot) -> Totals:
+        return Totals(self._counters(snapshot), histograms=self._histograms(snapshot))
+
+    def _counters(self, snapshot: Snapshot) -> dict[Key, float]:
+        """The good ones; sets of labels that count under OTHER become one."""
+        found: dict[Key, float] = {}
+        known = self._known["counter"]
+        for name, labels, value in snapshot.counters:
+            key = (name, labels)
+            if not 0 <= value < math.inf:
+                continue
+            if key not in known:
+                if not _fits(name, "counter", labels):
+                    continue
+                key = self._admit(key, known)
+            found[key] = found.get(key, 0.0) + value
+        return found
+
+    def _histograms(self, snapshot: Snapshot) -> dict[Key, Histogram]:
+        found: dict[Key, Histogram] = {}
+        known = self._known["histogram"]
+        for name, labels, histogram in snapshot.histograms:
+            key = (name, labels)
+            if not _is_valid(histogram):
+                continue
+            if key not in known:
+                if not _fits(name, "histogram", labels):
+                    continue
+                key = self._admit(key, known)
+            former = found.get(key)
+            found[key] = histogram if former is None else _combine(former, histogram, 1)
+        return found
+
+    def _admit(self, key: Key, known: set[Key]) -> Key:
         """The labels under which this counts: as they are, or OTHER when the metric has too many sets."""
-        wanted = tuple(labels)
-        admitted = self._admitted.setdefault(name, set())
-        if wanted in admitted:
-            return wanted
-        if len(admitted) >= MAX_SERIES:
-            return (OTHER,) * len(wanted)
-        admitted.add(wanted)
-        return wanted
+        name, labels = key
+        if self._sizes.get(name, 0) >= MAX_SERIES:
+            return name, (OTHER,) * len(labels)
+        self._sizes[name] = self._sizes.get(name, 0) + 1
+        known.add(key)
+        return key
 
 
-def _snapshot(totals: Totals, gauges: list[tuple[str, tuple[str, ...], float]]) -> Snapshot:
+def _grow(totals: Totals, counted: Totals, former: Totals) -> None:
+    """Add to the totals what is counted beyond ``former``."""
+    sums, before = totals.counters, former.counters
+    for key, value in counted.counters.items():
+        if more := value - before.get(key, 0.0):
+            sums[key] = sums.get(key, 0.0) + more
+        elif key not in sums:
+            sums[key] = 0.0
+    for key, histogram in counted.histograms.items():
+        last = former.histograms.get(key)
+        more_of_it = histogram if last is None else _combine(histogram, last, -1)
+        sum_of_it = totals.histograms.get(key)
+        totals.histograms[key] = more_of_it if sum_of_it is None else _combine(sum_of_it, more_of_it, 1)
+
+
+def _combine(one: Histogram, other: Histogram, sign: int) -> Histogram:
+    counts = [a + sign * b for a, b in zip(one.counts, other.counts, strict=True)]
+    return Histogram(counts, max(0.0, one.sum + sign * other.sum))
+
+
+def _snapshot(totals: Totals) -> Snapshot:
+    """Without the gauges, which are not kept."""
     return Snapshot(
         [(n, ls, v) for (n, ls), v in totals.counters.items()],
-        gauges,
+        [],
         [(n, ls, h) for (n, ls), h in totals.histograms.items()],
     )
 
 
-def _shrank(former: Snapshot, snapshot: Snapshot) -> bool:
+def _shrank(former: Totals, counted: Totals) -> bool:
     """Does it count less than before? Then it started anew, whatever its identity says."""
-    counters = {(name, labels): value for name, labels, value in snapshot.counters}
-    if any(counters.get((name, tuple(labels)), -1.0) < value for name, labels, value in former.counters):
+    get: Callable[[Key, float], float] = counted.counters.get
+    if any(get(key, -1.0) < value for key, value in former.counters.items()):
         return True
-    counts = {(name, labels): sum(histogram.counts) for name, labels, histogram in snapshot.histograms}
-    return any(counts.get((name, tuple(labels)), -1) < sum(h.counts) for name, labels, h in former.histograms)
+    for key, histogram in former.histograms.items():
+        now = counted.histograms.get(key)
+        if now is None or any(a < b for a, b in zip(now.counts, histogram.counts, strict=True)):
+            return True
+    return False
 
 
-def _series(snapshot: Snapshot) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for name, labels, _ in snapshot.counters:
-        yield name, labels
-    for name, labels, _ in snapshot.histograms:
-        yield name, labels
-
-
-def _valid(name: str, kind: Kind, labels: tuple[str, ...], value: float) -> bool:
+def _fits(name: str, kind: Kind, labels: tuple[str, ...]) -> bool:
+    """Is this a metric of the table, of that kind, with as many labels?"""
     metric = BY_NAME.get(name)
-    if metric is None or metric.kind != kind or len(metric.labels) != len(labels) or not math.isfinite(value):
-        return False
-    return kind == "gauge" or value >= 0
+    return metric is not None and metric.kind == kind and len(metric.labels) == len(labels)
 
 
-def _valid_histogram(name: str, labels: tuple[str, ...], histogram: Histogram) -> bool:
-    good = len(histogram.counts) == _BUCKETS and min(histogram.counts) >= 0
-    return good and math.isfinite(histogram.sum) and _known(name, labels)
+def _is_valid(histogram: Histogram) -> bool:
+    return len(histogram.counts) == _BUCKETS and min(histogram.counts) >= 0 and math.isfinite(histogram.sum)
 
 
-def _known(name: str, labels: tuple[str, ...]) -> bool:
-    metric = BY_NAME.get(name)
-    return metric is not None and metric.kind == "histogram" and len(metric.labels) == len(labels)
+def _gauges(snapshot: Snapshot) -> dict[Key, float]:
+    return {(n, ls): v for n, ls, v in snapshot.gauges if math.isfinite(v) and _fits(n, "gauge", ls)}
 
 
-def _put(gauges: dict[Key, float], sizes: dict[str, int], snapshot: Snapshot) -> None:
+def _put(gauges: dict[Key, float], sizes: dict[str, int], reported: dict[Key, float]) -> None:
     """Gauges of several processes add up; those that only say that something is so (``_info``) do not.
 
     ``sizes``: label sets of each metric in ``gauges``.
     """
-    for name, labels, value in snapshot.gauges:
+    for (name, labels), value in reported.items():
         key = (name, labels)
         if key not in gauges:
             if sizes.get(name, 0) >= MAX_SERIES:
                 key = (name, (OTHER,) * len(labels))
             sizes[name] = sizes.get(name, 0) + 1
         gauges[key] = max(gauges.get(key, 0.0), value) if name.endswith("_info") else gauges.get(key, 0.0) + value
-
-
-def _add(totals: Totals, snapshot: Snapshot) -> None:
-    for name, labels, value in snapshot.counters:
-        key = (name, tuple(labels))
-        totals.counters[key] = totals.counters.get(key, 0.0) + value
-    for name, labels, histogram in snapshot.histograms:
-        key = (name, tuple(labels))
-        known = totals.histograms.get(key)
-        if known is None:
-            totals.histograms[key] = Histogram(list(histogram.counts), histogram.sum)
-        else:
-            known.counts = [a + b for a, b in zip(known.counts, histogram.counts, strict=True)]
-            known.sum += histogram.sum
