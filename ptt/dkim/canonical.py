@@ -9,6 +9,7 @@ White space is WSP, space and tab (RFC 5234). A form feed at the end of a field'
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import re
 from collections.abc import Callable, Collection
@@ -17,7 +18,7 @@ from typing import Literal
 Canon = Literal["relaxed", "simple"]
 
 CHUNK_BYTES = 64 * 1024
-"""A body is canonicalised in such pieces, 0.3 ms each: they stay in the processor's cache, and bound both the
+"""A body is canonicalised in such pieces, 0.1 to 0.4 ms each: they stay in the processor's cache, and bound both the
 memory beside the message and the time for which others wait."""
 
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
@@ -32,10 +33,32 @@ def body_start(message: bytes) -> int:
     return len(message) if end < 0 else end + 4
 
 
+def _pair_finder() -> Callable[[bytes, bytes], object]:
+    """The C library's strstr: true when the pair is in the text, which must hold no NUL.
+
+    Python looks for two bytes one by one, and each space of a text misleads the processor: 40 to 80 us for 64 KiB, more
+    than their SHA-256. The C library compares 16 bytes and more at once: 2 us.
+    """
+    try:  # PyDLL: to give the interpreter away for 2 us costs more
+        found = ctypes.PyDLL(None).strstr
+    except (OSError, AttributeError):  # a static interpreter
+        return lambda text, pair: pair in text
+    found.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+    found.restype = ctypes.c_void_p
+    return found
+
+
+_find_pair = _pair_finder()
+
+
+def _holds(text: bytes, pair: bytes) -> bool:
+    return pair in text if b"\0" in text else bool(_find_pair(text, pair))
+
+
 def squeeze(text: bytes) -> bytes:
     """Each run of spaces and tabs as one space. Halves the runs in each pass, so a long one takes few."""
     text = text.replace(b"\t", b" ")
-    while b"  " in text:
+    while _holds(text, b"  "):
         text = text.replace(b"  ", b" ")
     return text
 
@@ -77,7 +100,9 @@ class Body:
         if self._carry:
             data = self._carry + data
         if self._relaxed:
-            data = squeeze(data).replace(b" \r\n", b"\r\n")
+            data = squeeze(data)
+            if _holds(data, b" \r"):
+                data = data.replace(b" \r\n", b"\r\n")
         end = len(data)
         if data.endswith(b"\r"):
             end -= 1
