@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dns.message
+import dns.update
 import gevent
 import pytest
 
@@ -61,6 +62,7 @@ class World:
         )
         self.config: Config = configuration.load(base / "ptt.toml")
         monkeypatch.setattr(gevent.get_hub(), "NOT_ERROR", (*gevent.get_hub().NOT_ERROR, Crash))
+        monkeypatch.setattr(os, "fsync", lambda _fd: None)  # only the process dies here, not the power
         monkeypatch.setattr(update, "ask_tcp", self.ask)
         monkeypatch.setattr(resolver, "ask", self.ask)
         self.watch(monkeypatch, "book", rotation, "write_book")
@@ -91,10 +93,11 @@ class World:
         self.effect("question")
         data = self.responder.respond(wire, udp=False)
         assert data is not None
+        if isinstance(query, dns.update.UpdateMessage):
+            self.published |= {
+                k.selector for k in all_public_keys(self.config.signer.public) if self.served(k.selector)
+            }
         self.effect("answer")
-        for key in all_public_keys(self.config.signer.public):
-            if self.served(key.selector):
-                self.published.add(key.selector)
         keyring = query.keyring if query.keyring is not None else False
         return dns.message.from_wire(data, keyring=keyring, request_mac=query.mac if query.keyring is not None else b"")
 
