@@ -1,0 +1,66 @@
+"""Who may ask the control process to rotate keys, and what it answers."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import gevent
+import msgspec
+import pytest
+from gevent import socket
+
+from ptt.config import load
+from ptt.log import Log
+from ptt.metrics import Counters
+from ptt.net import rpc
+from ptt.net.rpc import RpcClient, RpcError
+from ptt.service.keycare import KeyCare
+from ptt.signer import keystore
+
+
+def care(base: pathlib.Path, text: str = "") -> KeyCare:
+    (base / "ptt.toml").write_text(f'hostname = "mail.example.org"\n{text}')
+    for name in ("run", "data/control"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    return KeyCare(load(base / "ptt.toml"), Log("test", "error"), Counters())
+
+
+def test_workers_with_a_user_of_their_own_may_not(tmp_path: pathlib.Path) -> None:
+    users = "[users]\nqueue = 1\nworker = 60802\nsigner = 3\ncontrol = 4\n"
+    assert care(tmp_path, users).may_rotate(frozenset({0, 60802})) == {0}
+    assert care(tmp_path).may_rotate(frozenset({0, os.getuid()})) == {0, os.getuid()}
+
+
+def test_a_method_for_few_is_unknown_to_the_others(tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "s")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen()
+    methods: dict[str, Any] = {"all": lambda _: 1, "few": lambda _: 2}
+    with listener:
+        restricted = {"few": frozenset({os.getuid() + 1})}
+        serving = gevent.spawn(rpc.serve, listener, methods, frozenset({os.getuid()}), restricted)
+        client = RpcClient(path)
+        assert client.call("all") == 1
+        with pytest.raises(RpcError, match="no method 'few'"):
+            client.call("few")
+        client.close()
+        serving.kill()
+
+
+def test_rotate(tmp_path: pathlib.Path) -> None:
+    keys = care(tmp_path)
+    for wrong in (None, ["example.org"], ["example.org", "yes"]):
+        with pytest.raises(RpcError, match="rotate takes"):
+            keys.rotate(wrong)
+    with pytest.raises(RpcError, match=r"no key of example\.org"):
+        keys.rotate(["example.org", False])
+    base = str(tmp_path)
+    keystore.generate(f"{base}/keys", f"{base}/public", "example.org", "s1", "ed25519", 1)
+    answer = keys.rotate(["example.org", True])
+    assert (answer["old"], answer["step"], answer["now"]) == (("s1",), "generate", True)
+    assert msgspec.json.encode(answer)
+    assert keys.warnings() == ["example.org has no key since a compromise; step generate: just begun"]
+    keys.rotator.close()
