@@ -64,8 +64,11 @@ class Server(NamedTuple):
 
 
 def question(name: dns.name.Name, rdtype: dns.rdatatype.RdataType, *, recursive: bool = True) -> dns.message.Message:
-    """A query with a random id and EDNS; ``recursive`` asks a resolver, else an authoritative server."""
-    flags = dns.flags.RD if recursive else dns.flags.Flag(0)
+    """A query with a random id and EDNS; ``recursive`` asks a resolver, else an authoritative server.
+
+    A resolver is asked to say whether DNSSEC vouches for the answer (AD, RFC 6840 5.7).
+    """
+    flags = dns.flags.RD | dns.flags.AD if recursive else dns.flags.Flag(0)
     return dns.message.make_query(
         name, rdtype, use_edns=0, payload=EDNS_PAYLOAD, flags=int(flags), id=secrets.randbits(16)
     )

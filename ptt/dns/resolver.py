@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
@@ -25,7 +26,7 @@ import dns.rrset
 import gevent
 import gevent.event
 import gevent.pool
-from dns.rdatatype import AAAA, CNAME, MX, NS, TXT, A, RdataType
+from dns.rdatatype import AAAA, CNAME, MX, NS, TLSA, TXT, A, RdataType
 
 from ptt.dns.cache import TtlCache
 from ptt.dns.exchange import BadAnswer, NoAnswer, Server, ask, question
@@ -39,6 +40,7 @@ MAX_ALIASES = 8  # CNAMEs that a server left for us to follow; BIND follows 16 i
 MAX_QUESTIONS = 1000  # in flight; a worker delivers a few hundred messages at once
 ROUNDS = 2  # how often each server is asked before the failure is temporary
 DOWN_SECONDS = 30.0  # a server that did not answer is asked last for so long
+RESOLUTION_DELAY = 0.05  # seconds, RFC 8305 8
 RESOLV_CONF = "/etc/resolv.conf"
 
 Record = TypeVar("Record")
@@ -60,17 +62,33 @@ class TemporaryFailure(DnsError):
     """SERVFAIL, REFUSED, nonsense, time-out or no server reachable. Try later."""
 
 
+class Answer(NamedTuple):
+    """Records, and whether the configured server says that DNSSEC vouches for them and for the aliases before them."""
+
+    records: list[Any]
+    secure: bool
+
+
 class _Outcome(NamedTuple):
     """An answer as it is cached: records, or the error to raise (anew for each caller)."""
 
     records: tuple[Any, ...]
     error: type[DnsError] | None = None
     text: str = ""
+    secure: bool = False  # the server says that it has verified the answer (AD, RFC 4035 3.2.3)
 
 
 class _Reply(NamedTuple):
     outcome: _Outcome
     ttl: float
+
+
+class _Alias(NamedTuple):
+    """An answer that ends with an alias which the server did not follow."""
+
+    target: dns.name.Name
+    ttl: float
+    secure: bool
 
 
 _Key = tuple[str, RdataType]
@@ -134,7 +152,18 @@ class Resolver:
 
         When one kind fails and the other is found, what was found is the answer.
         """
-        outcomes = [self._wait(w) for w in (self._start(host, A), self._start(host, AAAA))]
+        return self._addresses(host, None)
+
+    def addresses_early(self, host: str) -> list[str]:
+        """As ``addresses``, but when those of one kind are known it waits 50 ms at most for the other (RFC 8305 3).
+
+        The other question goes on: ``addresses`` will give its answer.
+        """
+        return self._addresses(host, RESOLUTION_DELAY)
+
+    def _addresses(self, host: str, delay: float | None) -> list[str]:
+        asked = [self._start(host, A), self._start(host, AAAA)]
+        outcomes = _early(asked, delay) if delay is not None else [self._wait(w) for w in asked]
         found = [record for outcome in outcomes for record in outcome.records]
         if not found:
             for kind in (NoSuchDomain, TemporaryFailure, NoData):
@@ -146,6 +175,17 @@ class Resolver:
     def txt(self, name: str) -> list[bytes]:
         """Each TXT record with its strings joined. Raises DnsError's kinds."""
         return self._records(self._start(name, TXT))
+
+    def answer(self, name: str, rdtype: RdataType) -> Answer:
+        """The records of a type (MX, A, AAAA, TXT, NS, CNAME, TLSA) with the word of the server on DNSSEC.
+
+        MX as ``mx`` has them, TLSA as (usage, selector, matching type, data). Raises DnsError's kinds: an answer that
+        DNSSEC proves wrong is SERVFAIL, so TemporaryFailure.
+        """
+        outcome = self._wait(self._start(name, rdtype))
+        if outcome.error is not None:
+            raise outcome.error(outcome.text)
+        return Answer(list(outcome.records), outcome.secure)
 
     def name_servers(self, zone: str) -> list[str]:
         """The NS records of a zone. Raises DnsError's kinds; NoData: ``zone`` is no zone's top."""
@@ -216,18 +256,19 @@ class Resolver:
             return _Reply(_Outcome((), NoSuchDomain, f"{name[:80]!r}: not a domain name"), 0)
         deadline = time.monotonic() + self._timeout
         ttl = float(MAX_TTL)
+        secure = True
         for _ in range(MAX_ALIASES):
             reply = self._one(name, qname, rdtype, deadline)
             if isinstance(reply, _Reply):
-                return reply._replace(ttl=min(reply.ttl, ttl))
-            qname, alias_ttl = reply
-            ttl = min(ttl, alias_ttl)
+                outcome = reply.outcome
+                return _Reply(outcome._replace(secure=outcome.secure and secure), min(reply.ttl, ttl))
+            secure &= reply.secure
+            qname = reply.target
+            ttl = min(ttl, reply.ttl)
         return _Reply(_Outcome((), TemporaryFailure, f"{name}: too many aliases"), 0)
 
-    def _one(
-        self, name: str, qname: dns.name.Name, rdtype: RdataType, deadline: float
-    ) -> _Reply | tuple[dns.name.Name, float]:
-        """What the first server that answers says: the reply, or the alias to ask for next and its TTL."""
+    def _one(self, name: str, qname: dns.name.Name, rdtype: RdataType, deadline: float) -> _Reply | _Alias:
+        """What the first server that answers says: the reply, or the alias to ask for next."""
         why = "no server"
         servers = sorted(self._servers, key=lambda s: self._down.get(s, 0.0) > self._clock()) * ROUNDS
         for n, server in enumerate(servers):
@@ -248,18 +289,33 @@ class Resolver:
         return _Reply(_Outcome((), TemporaryFailure, f"{name}: DNS look-up failed: {why}"), 0)
 
 
-def read_answer(name: str, answer: dns.message.QueryMessage, rdtype: RdataType) -> _Reply | tuple[dns.name.Name, float]:
+def _early(asked: Sequence[_Outcome | gevent.event.AsyncResult], delay: float) -> list[_Outcome]:
+    """What is known ``delay`` seconds after the first outcome with records; all outcomes, when none has any."""
+    known = [w for w in asked if isinstance(w, _Outcome)]
+    flights = [w for w in asked if isinstance(w, gevent.event.AsyncResult)]
+    if not flights:
+        return known
+    if not any(outcome.records for outcome in known):
+        for flight in gevent.iwait(flights):
+            if flight.value.records:
+                break
+    gevent.wait(flights, timeout=delay)
+    return known + [flight.value for flight in flights if flight.ready()]
+
+
+def read_answer(name: str, answer: dns.message.QueryMessage, rdtype: RdataType) -> _Reply | _Alias:
     """Pure: what an answer (NOERROR or NXDOMAIN) says about ``name``: a reply and for how long it may be cached,
-    or the alias that it ends with and its TTL. Raises dnspython's exceptions for a chain that contradicts itself.
+    or the alias that it ends with. Raises dnspython's exceptions for a chain that contradicts itself.
     """
     chain = answer.resolve_chaining()
+    secure = bool(answer.flags & dns.flags.AD)
     if chain.answer is not None:
         records = _convert(chain.answer, rdtype)
         cacheable = len(repr(records)) <= MAX_CACHED_BYTES
-        return _Reply(_Outcome(records), float(min(chain.minimum_ttl, MAX_TTL)) if cacheable else 0.0)
+        return _Reply(_Outcome(records, secure=secure), float(min(chain.minimum_ttl, MAX_TTL)) if cacheable else 0.0)
     soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in answer.authority)
     if chain.cnames and not soa and answer.rcode() == dns.rcode.NOERROR:
-        return chain.canonical_name, float(chain.minimum_ttl)
+        return _Alias(chain.canonical_name, float(chain.minimum_ttl), secure)
     ttl = float(min(chain.minimum_ttl, MAX_NEGATIVE_TTL)) if soa else 0.0  # RFC 2308 5: without SOA not cached
     if answer.rcode() == dns.rcode.NXDOMAIN:
         return _Reply(_Outcome((), NoSuchDomain, f"{name}: no such domain"), ttl)
@@ -273,6 +329,8 @@ def _convert(rrset: dns.rrset.RRset, rdtype: RdataType) -> tuple[Any, ...]:
         return tuple(sorted(hosts, key=lambda pair: pair[0])[:MAX_RECORDS])
     if rdtype in (NS, CNAME):
         return tuple(_canonical(r.target.to_text()) for r in records)[:MAX_RECORDS]
+    if rdtype == TLSA:
+        return tuple((int(r.usage), int(r.selector), int(r.mtype), bytes(r.cert)) for r in records)[:MAX_RECORDS]
     if rdtype == TXT:
         return tuple(b"".join(r.strings) for r in records)[:MAX_RECORDS]
     return tuple(str(r.address) for r in records)[:MAX_RECORDS]

@@ -32,12 +32,15 @@ class Lookup(Protocol):
 
     def addresses(self, host: str) -> list[str]: ...
 
+    def addresses_early(self, host: str) -> list[str]: ...
+
 
 class Route(NamedTuple):
     """Where a lane's mail goes: the hosts in the order to try them, and the name of the site that they are."""
 
     hosts: tuple[str, ...]  # names, or one IP address
     site: str
+    preferences: tuple[int, ...] = ()  # of the hosts; none: they are all the same
 
 
 def route(domain: str, lookup: Lookup, own_names: frozenset[str], rng: random.Random) -> Route | Deferred | Failed:
@@ -88,19 +91,23 @@ def choose(
         usable = [(preference, host) for preference, host in usable if preference < ours]
         if not usable:
             return Failed(f"mail for {domain} loops back to this host", "DNS", "", "5.4.6")
-    ordered = sorted(usable, key=lambda record: (record[0], rng.random()))
-    hosts = tuple(dict.fromkeys(host for _, host in ordered))
-    return Route(hosts[:MAX_HOSTS], site_name(hosts))
+    best: dict[str, int] = {}
+    for preference, host in sorted(usable, key=lambda record: (record[0], rng.random())):
+        best.setdefault(host, preference)
+    return Route(tuple(best)[:MAX_HOSTS], site_name(tuple(best)), tuple(best.values())[:MAX_HOSTS])
 
 
-def host_addresses(host: str, lookup: Lookup) -> list[str]:
-    """The addresses of a host, which may be given as an address. Raises DnsError."""
+def host_addresses(host: str, lookup: Lookup, early: bool = False) -> list[str]:
+    """The addresses of a host, which may be given as an address. Raises DnsError.
+
+    ``early``: those of one family, where DNS is slow with the other (RFC 8305 3).
+    """
     if host == "localhost" or host.endswith(".localhost"):
         return ["127.0.0.1", "::1"]  # RFC 6761 6.3: never asked of DNS
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:
-        return lookup.addresses(host)
+        return lookup.addresses_early(host) if early else lookup.addresses(host)
 
 
 def site_name(hosts: Sequence[str]) -> str:
@@ -126,20 +133,21 @@ def literal(domain: str) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def is_public(ip: str) -> bool:
-    """May strangers make us connect to this address? False for private, loopback, link-local, multicast, reserved,
-    and for IPv6 forms that lead to such an IPv4 address.
+    """May strangers make us connect to this address? False for what the IANA registries of special-purpose addresses
+    (RFC 6890) name, for multicast and reserved ones, and for IPv6 forms that lead to such an IPv4 address.
+
+    The tables are ours, so that the version of Python does not change who may be reached.
     """
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
         return False
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.teredo is not None or address.is_site_local:
-            return False
-        inner = address.ipv4_mapped or address.sixtofour or _nat64(address)
-        if inner is not None:
-            return is_public(str(inner))
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in network for network in _SPECIAL_V4)
+    inner = address.ipv4_mapped or address.sixtofour or _nat64(address)
+    if inner is not None:
+        return is_public(str(inner))
+    return address in _GLOBAL_UNICAST and not any(address in network for network in _SPECIAL_V6)
 
 
 def _nat64(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -150,3 +158,23 @@ def _nat64(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+# IANA IPv4 Special-Purpose Address Registry, and multicast. Anycast addresses of protocols are no mail servers either.
+_SPECIAL_V4 = [
+    ipaddress.IPv4Network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+        *("192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    )
+]
+
+_GLOBAL_UNICAST = ipaddress.IPv6Network(
+    "2000::/3"
+)  # all that IANA has given out; ULA, link-local, 64:ff9b:1::/48 are not
+
+# IANA IPv6 Special-Purpose Address Registry within that: protocol assignments (Teredo, ORCHID, benchmarks, AMT, AS112),
+# documentation. 2002::/16 (6to4) is what the IPv4 address in it is.
+_SPECIAL_V6 = [
+    ipaddress.IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")
+]

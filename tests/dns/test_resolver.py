@@ -439,3 +439,61 @@ def test_the_cache_is_bounded_and_keeps_what_is_used() -> None:
     assert [cache.get(n) for n in range(4)] == ["new", None, None, None]
     cache.put(0, "gone", 0)
     assert len(cache) == 0
+
+
+def test_the_word_of_the_server_on_dnssec(fake: Callable[[Answers], str]) -> None:
+    """An answer is secure when the server says so, and all the aliases before it were."""
+    vouched = {"good.test.", "late.test."}
+    records = {
+        "good.test.": "good.test. 60 IN TLSA 3 1 1 " + "ab" * 32,
+        "plain.test.": "plain.test. 60 IN TLSA 3 1 1 " + "ab" * 32,
+        "alias.test.": "alias.test. 60 IN CNAME late.test.",
+        "late.test.": "late.test. 60 IN TLSA 2 0 1 " + "cd" * 32,
+    }
+
+    def answers(query: Message) -> list[bytes]:
+        assert query.flags & dns.flags.AD
+        name = query.question[0].name.to_text()
+        response = answer(query, records[name])
+        if name in vouched:
+            response.flags |= dns.flags.AD
+        return [response.to_wire()]
+
+    r = resolver(fake(answers))
+    for _ in range(2):  # asked, and from the cache
+        assert r.answer("good.test", dns.rdatatype.TLSA) == ([(3, 1, 1, b"\xab" * 32)], True)
+        assert r.answer("plain.test", dns.rdatatype.TLSA) == ([(3, 1, 1, b"\xab" * 32)], False)
+        assert r.answer("alias.test", dns.rdatatype.TLSA) == ([(2, 0, 1, b"\xcd" * 32)], False)
+    vouched.add("alias.test.")
+    r.forget("alias.test", dns.rdatatype.TLSA)
+    assert r.answer("alias.test", dns.rdatatype.TLSA).secure
+
+
+@pytest.mark.parametrize("late", ["A", "AAAA"])
+def test_addresses_of_one_family_do_not_wait_for_the_other(late: str, fake: Callable[[Answers], str]) -> None:
+    """RFC 8305 3: 50 ms, then those that are known are tried; the others are there when they are asked for."""
+    known = {"A": "x.test. 60 IN A 127.0.0.1", "AAAA": "x.test. 60 IN AAAA ::1"}
+
+    def answers(query: Message) -> list[bytes]:
+        kind = dns.rdatatype.to_text(query.question[0].rdtype)
+        return [] if kind == late else [answer(query, known[kind]).to_wire()]
+
+    r = resolver(fake(answers))
+    first = {"A": ["::1"], "AAAA": ["127.0.0.1"]}[late]
+    assert r.addresses_early("x.test") == first
+    assert ("x.test", dns.rdatatype.from_text(late)) in r._flights
+
+
+def test_both_families_when_both_are_known(fake: Callable[[Answers], str]) -> None:
+    def answers(query: Message) -> list[bytes]:
+        kind = dns.rdatatype.to_text(query.question[0].rdtype)
+        return [answer(query, f"x.test. 60 IN {kind} {'127.0.0.1' if kind == 'A' else '::1'}").to_wire()]
+
+    r = resolver(fake(answers))
+    r.addresses("x.test")
+    assert r.addresses_early("x.test") == r.addresses("x.test") == ["127.0.0.1", "::1"]
+
+
+def test_early_addresses_of_a_host_without_any(fake: Callable[[Answers], str]) -> None:
+    with pytest.raises(NoData):
+        resolver(fake(lambda query: [answer(query).to_wire()])).addresses_early("x.test")
