@@ -27,9 +27,7 @@ def snapshot(process: int, series: int, turn: int) -> Snapshot:
     left = series - 2 * (len(LATENCY_BUCKETS) + 3)
     shared, own = left // 2, left - left // 2
     counters = [("ptt_signed_total", (f"d{n}.example",), float(turn + n)) for n in range(shared)]
-    counters += [
-        ("ptt_refused_total", ("550", f"r{process}-{n}"), float(n if n % 2 else n + turn)) for n in range(own)
-    ]
+    counters += [("ptt_refused_total", ("550", f"r{process}-{n}"), float(n if n % 2 else n + turn)) for n in range(own)]
     return Snapshot(counters, [("ptt_sessions_open", ("relay",), 3.0)], histograms)
 
 

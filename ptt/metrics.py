@@ -32,6 +32,13 @@ LATENCY_BUCKETS = (
 )
 
 
+MAX_SERIES = 1000  # label sets of one metric; what comes later counts under "other"
+OTHER = "other"
+MAX_POPULAR = 100  # names of a worker that have a label of their own: three outcomes each stay below MAX_SERIES
+OFTEN = 10  # times that a name has come by then
+MAX_WATCHED = 5000  # names whose times are remembered
+
+
 class Metric(NamedTuple):
     """One row of the table. Names end in ``_total`` for counters, ``_seconds`` for times."""
 
@@ -44,6 +51,8 @@ class Metric(NamedTuple):
 METRICS: tuple[Metric, ...] = (
     Metric("ptt_sessions_total", "counter", "SMTP sessions opened, by service", ("service",)),
     Metric("ptt_sessions_open", "gauge", "SMTP sessions open now, by service", ("service",)),
+    Metric("ptt_commands_total", "counter", "Commands of clients that reached a decision, by verb", ("command",)),
+    Metric("ptt_handshakes_total", "counter", "TLS handshakes of clients, by service and version", ("service", "tls")),
     Metric("ptt_auth_total", "counter", "Authentications, by mechanism and result", ("mechanism", "result")),
     Metric(
         "ptt_auth_throttled_total",
@@ -66,19 +75,31 @@ METRICS: tuple[Metric, ...] = (
     Metric("ptt_sign_wait_total", "counter", "Messages that had to wait for a signature, by reason", ("reason",)),
     Metric("ptt_sign_seconds", "histogram", "From the request of a signature to its arrival"),
     Metric("ptt_attempts_total", "counter", "Delivery attempts of recipients, by outcome", ("outcome",)),
+    Metric("ptt_replies_total", "counter", "Recipients deferred or refused, by what it was about", ("class",)),
     Metric(
         "ptt_maybe_delivered_total",
         "counter",
         "Recipients whose last attempt may have succeeded unknown to us",
     ),
+    Metric(
+        "ptt_site_attempts_total",
+        "counter",
+        "Delivery attempts of recipients, by site (those often used; the rest is other) and outcome",
+        ("site", "outcome"),
+    ),
     Metric("ptt_bounces_total", "counter", "Bounces made, by kind", ("kind",)),
     Metric("ptt_connections_total", "counter", "Outgoing connections, by TLS", ("tls",)),
     Metric("ptt_delivery_seconds", "histogram", "From acceptance to delivery"),
     Metric("ptt_dns_queries_total", "counter", "DNS questions, by answer", ("answer",)),
+    Metric("ptt_dns_seconds", "histogram", "From a DNS question to its answer, cached ones left out"),
     Metric("ptt_errors_total", "counter", "Unexpected exceptions of our own, by place", ("place",)),
     Metric("ptt_queue_tasks", "gauge", "Tasks in the queue, by stage and state", ("stage", "state")),
     Metric("ptt_queue_messages", "gauge", "Messages in the queue"),
+    Metric("ptt_queue_oldest_seconds", "gauge", "Age of the oldest message in the queue"),
+    Metric("ptt_queue_lanes", "gauge", "Destinations that the queue process has in memory"),
+    Metric("ptt_queue_damaged", "gauge", "Records that could not be read and were put aside"),
     Metric("ptt_queue_used_bytes", "gauge", "Bytes in use in the store"),
+    Metric("ptt_queue_free_bytes", "gauge", "Bytes free on the file system of the store"),
     Metric("ptt_queue_leased", "gauge", "Tasks leased now"),
     Metric("ptt_queue_body_bytes", "gauge", "Bytes of the bodies of all messages in the queue"),
     Metric("ptt_queue_refusing", "gauge", "1 while the queue takes no messages, above this mark", ("mark",)),
@@ -109,6 +130,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("ptt_process_restarts_total", "counter", "Restarts by the supervisor", ("process",)),
     Metric("ptt_process_cpu_seconds_total", "counter", "CPU time, by kind of process", ("process",)),
     Metric("ptt_process_resident_bytes", "gauge", "Resident memory", ("process",)),
+    Metric("ptt_process_open_fds", "gauge", "Open descriptors", ("process",)),
+    Metric("ptt_loop_lag_seconds", "gauge", "The longest that a process let its others wait lately", ("process",)),
 )
 
 BY_NAME = {m.name: m for m in METRICS}
@@ -131,6 +154,32 @@ class Snapshot(msgspec.Struct, array_like=True):
     histograms: list[tuple[str, tuple[str, ...], Histogram]]
 
 
+class Popular:
+    """Which names get a label of their own: the first ``MAX_POPULAR`` that came often. The others are OTHER.
+
+    A name that has one keeps it, so no counter is taken away. Memory is bounded whatever names come.
+    """
+
+    def __init__(self) -> None:
+        self._named: set[str] = set()
+        self._seen: dict[str, int] = {}
+
+    def label(self, name: str) -> str:
+        """Called once for each time that the name is counted."""
+        if name in self._named:
+            return name
+        if len(self._named) >= MAX_POPULAR:
+            return OTHER
+        seen = self._seen.pop(name, 0) + 1
+        if seen >= OFTEN:
+            self._named.add(name)
+            return name
+        if len(self._seen) >= MAX_WATCHED:
+            self._seen.pop(next(iter(self._seen)))
+        self._seen[name] = seen
+        return OTHER
+
+
 class Counters:
     """The numbers of one process. Plain dictionaries: a count costs well under a microsecond."""
 
@@ -138,10 +187,23 @@ class Counters:
         self.counters: dict[Key, float] = {}
         self.gauges: dict[Key, float] = {}
         self.histograms: dict[Key, Histogram] = {}
+        self._sets: dict[str, int] = {}  # of labels, that a counter has
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
         key = (name, labels)
-        self.counters[key] = self.counters.get(key, 0) + by
+        value = self.counters.get(key)
+        if value is None:
+            key = self._admit(name, labels)
+            value = self.counters.get(key, 0)
+        self.counters[key] = value + by
+
+    def _admit(self, name: str, labels: tuple[str, ...]) -> Key:
+        """The labels as they are, or OTHER when the metric has too many sets."""
+        sets = self._sets.get(name, 0)
+        if sets >= MAX_SERIES:
+            return name, (OTHER,) * len(labels)
+        self._sets[name] = sets + 1
+        return name, labels
 
     def gauge(self, name: str, *labels: str, value: float) -> None:
         self.gauges[name, labels] = value

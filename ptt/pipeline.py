@@ -21,8 +21,9 @@ from ptt import mime, plan
 from ptt.config import Config
 from ptt.log import Log
 from ptt.message import AT_ONCE, ENVELOPE, Envelope, Recipient, Schedule, Stage, new_id, show_id
-from ptt.metrics import Counters
+from ptt.metrics import Counters, Popular
 from ptt.relay.bounce import Action, Given, notices, report
+from ptt.relay.classify import classify
 from ptt.relay.delivery import Relay
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 from ptt.relay.retry import next_attempt
@@ -68,6 +69,7 @@ class Pipeline:
         self._changed = gevent.event.Event()  # a task has ended
         self.stopping = False
         self._sites: OrderedDict[str, str] = OrderedDict()
+        self._popular = Popular()  # sites with metrics of their own
         self._dots: set[tuple[bytes, int]] = set()  # tasks under way whose final dot has left
 
     def now_ms(self) -> int:
@@ -289,7 +291,7 @@ class Pipeline:
             warn = plan.warning_at(task, self.config, now)
             late = 0 < warn <= now
             due = min(due, warn) if warn > now else due  # an attempt then, as at the moment of expiry
-        self._count(task, outcomes, now)
+        self._count(task, outcomes, now, lane)
         task, converted = self._seven_bit(task, envelope, body, outcomes)
         settle = plan.settlement(task, outcomes, lane, prefix, due, now, late)
         self._settle(task, envelope, content, outcomes, settle, not due, late, converted)
@@ -360,11 +362,15 @@ class Pipeline:
             self.log.event("reported", id=shown, kind=action, report=show_id(id), to=envelope.sender)
         return plan.new_message(id, about, [recipient], len(body), self.config, now, back=True), body
 
-    def _count(self, task: Task, outcomes: dict[int, Outcome], now: int) -> None:
+    def _count(self, task: Task, outcomes: dict[int, Outcome], now: int, lane: str) -> None:
         names = {Delivered: "delivered", Deferred: "deferred", Failed: "failed"}
+        site = self._popular.label(self._sites.get(lane, lane))
         for outcome in outcomes.values():
             self.counters.count("ptt_attempts_total", names[type(outcome)])
-            if isinstance(outcome, Delivered):
+            self.counters.count("ptt_site_attempts_total", site, names[type(outcome)])
+            if not isinstance(outcome, Delivered):
+                self.counters.count("ptt_replies_total", classify(outcome))
+            else:
                 self.counters.observe("ptt_delivery_seconds", max(0, now - task.created) / 1000)
         if unknown := sum(isinstance(o, Deferred) and o.maybe for o in outcomes.values()):
             self._tell_maybe(task, unknown)

@@ -233,6 +233,7 @@ class Resolver:
 
     def _fly(self, key: _Key, flight: gevent.event.AsyncResult) -> None:
         name = key[0]
+        began = time.monotonic()
         reply = _Reply(_Outcome((), TemporaryFailure, f"{name}: look-up interrupted"), 0)
         try:
             reply = self._question(name, key[1])
@@ -243,6 +244,7 @@ class Resolver:
             self._cache.put(key, reply.outcome, reply.ttl)
             del self._flights[key]
             self._counters.count("ptt_dns_queries_total", _METRIC[reply.outcome.error])
+            self._counters.observe("ptt_dns_seconds", time.monotonic() - began)
             flight.set(reply.outcome)
 
     def _question(self, name: str, rdtype: RdataType) -> _Reply:

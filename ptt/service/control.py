@@ -41,6 +41,7 @@ from ptt.service.child import Child  # noqa: E402
 from ptt.service.collector import ServiceCollector  # noqa: E402
 from ptt.service.githook import GitHook  # noqa: E402
 from ptt.service.keycare import KeyCare  # noqa: E402
+from ptt.service.lag import Lag  # noqa: E402
 from ptt.service.ledger import Identity  # noqa: E402
 from ptt.service.observe import ASK_SECONDS, POLL_SECONDS, Observer  # noqa: E402
 from ptt.signer.state import read_state, state_path  # noqa: E402
@@ -98,6 +99,7 @@ class Control:
             gevent.spawn(self._every, SAVE_SECONDS, self.observer.notice_waits),
             gevent.spawn(self._every, SAVE_SECONDS, self._save),
         ]
+        work.append(gevent.spawn(Lag(self.counters, self.child.name).run))
         if self.keys is not None:
             work.append(gevent.spawn(self.keys.run_forever))
         following = gevent.spawn(self.directory.run)

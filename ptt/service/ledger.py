@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from ptt.metrics import BY_NAME, LATENCY_BUCKETS, Histogram, Key, Kind, Snapshot
+from ptt.metrics import BY_NAME, LATENCY_BUCKETS, MAX_SERIES, OTHER, Histogram, Key, Kind, Snapshot
 
-MAX_SERIES = 1000  # label sets of one metric; what comes later counts under "other"
 MAX_PROCESSES = 1024  # names that may report; the configuration allows some hundred
-OTHER = "other"
 LIVE_SECONDS = 10.0  # gauges of a process that has not reported for so long are not shown
 
 _BUCKETS = len(LATENCY_BUCKETS) + 1

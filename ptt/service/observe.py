@@ -95,6 +95,8 @@ class Observer:
             if usage is not None:
                 counters.append(("ptt_process_cpu_seconds_total", (process.kind,), usage[0]))
                 gauges.append(("ptt_process_resident_bytes", (process.name,), float(usage[1])))
+                if (open_fds := descriptors_of(process.pid)) is not None:
+                    gauges.append(("ptt_process_open_fds", (process.name,), float(open_fds)))
             identity = Identity(f"{process.name}/system", process.pid, process.started)
             self._ledger.report(identity, Snapshot(counters, gauges, []), now)
         supervisor = Identity("supervisor", self.service.pid, self.service.started)
@@ -113,7 +115,7 @@ class Observer:
             return
         self._answered = self._clock()
         # The epoch says which process counted this; the supervisor's file may still name the one before.
-        self.report(Identity("queue", stats.epoch, 0), queue_snapshot(stats))
+        self.report(Identity("queue", stats.epoch, 0), queue_snapshot(stats, time.time()))
 
     def ask_signers(self) -> None:
         """Enter the key processes' numbers. Which of them accepts a connection is chance: some more are tried."""
@@ -180,12 +182,28 @@ def usage_of(pid: int) -> tuple[float, int] | None:
     return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
 
 
-def queue_snapshot(stats: Stats) -> Snapshot:
-    """The queue's numbers as metrics."""
+def descriptors_of(pid: int) -> int | None:
+    """How many descriptors a process has open; None where that cannot be seen (proc(5)).
+
+    Since Linux 6.2 it is the size of a directory that others may not read; before, only one's own can be counted.
+    """
+    path = f"/proc/{pid}/fd"
+    try:
+        return os.stat(path).st_size or len(os.listdir(path))
+    except OSError:
+        return None
+
+
+def queue_snapshot(stats: Stats, now: float) -> Snapshot:
+    """The queue's numbers as metrics. ``now``: seconds since the epoch."""
     gauges: Series = [("ptt_queue_tasks", (_stage(stage), st.name.lower()), float(n)) for stage, st, n in stats.tasks]
     gauges += [
         ("ptt_queue_messages", (), float(stats.messages)),
+        ("ptt_queue_oldest_seconds", (), max(0.0, now - stats.oldest / 1000) if stats.oldest else 0.0),
+        ("ptt_queue_lanes", (), float(stats.lanes)),
+        ("ptt_queue_damaged", (), float(stats.damaged)),
         ("ptt_queue_used_bytes", (), float(stats.used_bytes)),
+        ("ptt_queue_free_bytes", (), float(stats.free_bytes)),
         ("ptt_queue_leased", (), float(stats.leased)),
         ("ptt_queue_body_bytes", (), float(stats.body_bytes)),
         *(("ptt_queue_refusing", (mark,), float(mark == stats.refusing)) for mark in MARKS),

@@ -27,6 +27,7 @@ from ptt.pipeline import Pipeline  # noqa: E402
 from ptt.relay.delivery import Relay  # noqa: E402
 from ptt.service import child as children  # noqa: E402
 from ptt.service.child import Child  # noqa: E402
+from ptt.service.lag import Lag  # noqa: E402
 from ptt.signer.stage import build as build_signing  # noqa: E402
 from ptt.spool import Spool  # noqa: E402
 from ptt.submission import census  # noqa: E402
@@ -88,7 +89,9 @@ class Worker:
         gevent.signal_handler(signal.SIGTERM, self.stopped.set)
         gevent.signal_handler(signal.SIGINT, self.stopped.set)
         gevent.signal_handler(signal.SIGHUP, self._reload)
-        background = [gevent.spawn(run_refresh, self.snapshot, self._no_snapshot), gevent.spawn(self._push_for_ever)]
+        lag = Lag(self.counters, self.child.name)
+        background = [gevent.spawn(run_refresh, self.snapshot, self._no_snapshot)]
+        background += [gevent.spawn(self._push_for_ever), gevent.spawn(lag.run)]
         leasing = gevent.spawn(self.pipeline.run)
         for listener in self.listeners:
             listener.start()

@@ -55,6 +55,14 @@ from ptt.submission.limits import (
 )
 from ptt.submission.login import SessionLogin, Verifies
 
+_VERBS: dict[type[object], str] = {
+    Hello: "HELO",  # or EHLO
+    AuthAttempt: "AUTH",
+    MailFrom: "MAIL",
+    RcptTo: "RCPT",
+    MessageStart: "DATA",  # or BDAT
+}
+
 MAX_LOGGED_USER = 320  # the longest address; longer is noise
 HANDSHAKE_SECONDS = 60.0  # a TLS handshake is a few round trips
 
@@ -236,6 +244,7 @@ class Session:
         info = self.stream.tls()
         certificate = info.certificate if info else None
         self.roles = peer_roles(certificate) if certificate else frozenset()
+        self.service.counters.count("ptt_handshakes_total", self.service.listen.service, info.version if info else "")
         self._login = SessionLogin(self.service.logins, self.client, self.service.binding(context), certificate)
         self.smtp.config = self._server_config()
         if self.from_role:  # no limit is meant for those
@@ -259,6 +268,8 @@ class Session:
     # -- decisions -------------------------------------------------------------------------------------------------
 
     def _answer(self, event: ServerEvent) -> None:
+        if verb := _VERBS.get(type(event)):
+            self.service.counters.count("ptt_commands_total", verb)
         try:
             refusal = self._decide(event)
         except Exception as e:

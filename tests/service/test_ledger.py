@@ -11,9 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from ptt.metrics import LATENCY_BUCKETS, METRICS, Counters, Histogram, Snapshot
+from ptt.metrics import (
+    LATENCY_BUCKETS,
+    MAX_POPULAR,
+    MAX_SERIES,
+    MAX_WATCHED,
+    METRICS,
+    OFTEN,
+    OTHER,
+    Counters,
+    Histogram,
+    Popular,
+    Snapshot,
+)
 from ptt.service.collector import ServiceCollector
-from ptt.service.ledger import LIVE_SECONDS, MAX_SERIES, Identity, Ledger
+from ptt.service.lag import KEPT, Lag
+from ptt.service.ledger import LIVE_SECONDS, Identity, Ledger
 
 SIGNED, OPEN = "ptt_signed_total", "ptt_sessions_open"
 
@@ -185,3 +198,34 @@ def test_names_of_the_table() -> None:
         assert metric.help[0].isupper() or metric.help[0].isdigit()
         assert not metric.help.endswith(".")
     assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+def test_a_process_bounds_its_own_labels() -> None:
+    counters = Counters()
+    for _ in range(2):
+        for n in range(MAX_SERIES + 50):
+            counters.count(SIGNED, f"d{n}.example")
+    assert len(counters.counters) == MAX_SERIES + 1
+    assert counters.counters[SIGNED, ("other",)] == 100
+    assert sum(counters.counters.values()) == 2 * (MAX_SERIES + 50)
+
+
+def test_popular_names_keep_their_label() -> None:
+    popular = Popular()
+    assert [popular.label("a") for _ in range(OFTEN + 1)] == [OTHER] * (OFTEN - 1) + ["a", "a"]
+    for n in range(MAX_WATCHED * 2):  # names that come once get none, and are forgotten
+        assert popular.label(f"once{n}") == OTHER
+    found = {popular.label(f"n{n}") for n in range(MAX_POPULAR * 2) for _ in range(OFTEN)}
+    assert len(found) == MAX_POPULAR  # 99 of them, and OTHER
+    assert popular.label("a") == "a"
+
+
+def test_lag_is_the_worst_of_the_last_ticks() -> None:
+    counters, times = Counters(), iter([0.0, 0.5, 1.0, 1.1] + [2.0, 2.1] * KEPT)
+    lag = Lag(counters, "worker.0", sleep=lambda _: None, clock=lambda: next(times))
+    for expected in (0.4, 0.4):
+        lag.tick()
+        assert counters.gauges["ptt_loop_lag_seconds", ("worker.0",)] == pytest.approx(expected)
+    for _ in range(KEPT - 1):
+        lag.tick()
+    assert counters.gauges["ptt_loop_lag_seconds", ("worker.0",)] == pytest.approx(0, abs=1e-6)

@@ -160,10 +160,11 @@ def stats(**changes: Any) -> Stats:
 
 def test_the_queues_numbers() -> None:
     ledger = Ledger()
-    ledger.report(Identity("queue", 1, 0), queue_snapshot(stats()), 0)
+    ledger.report(Identity("queue", 1, 0), queue_snapshot(stats(oldest=90_000), 100.0), 0)
     found = ledger.totals(0)
     assert found.gauges["ptt_queue_tasks", ("sign", "waiting")] == 3
     assert found.gauges["ptt_queue_tasks", ("9", "failed")] == 2
+    assert found.gauges["ptt_queue_oldest_seconds", ()] == 10
     assert found.counters["ptt_queue_requests_total", ("Put",)] == 12
     assert sum(found.histograms["ptt_queue_commit_seconds", ()].counts) == 10
 

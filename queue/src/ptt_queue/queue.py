@@ -102,7 +102,7 @@ class Queue:
         self.failed = failed
         self.told = told
         self.pressure = Pressure(settings.marks)
-        self.used = self.free = self.damaged = 0
+        self.used = self.free = self.damaged = self.oldest = 0
         self.sessions: set[Session] = set()
         self.waiters: list[Waiter] = []
         self.commits = 0
@@ -251,6 +251,7 @@ class Queue:
         self.used = self.store.used_bytes(batch.txn)
         self.free = files.free_bytes(self.store.path)
         self.damaged = batch.txn.damaged()
+        self.oldest = batch.txn.oldest()
         before = self.pressure.full
         counts = (self.store.message_count(), self.free, batch.now, self.store.body_bytes())
         full = self.pressure.look(self.used, *counts)
@@ -368,4 +369,5 @@ class Queue:
             epoch=self.store.epoch,
             refusing=self.pressure.full,
             body_bytes=self.store.body_bytes(),
+            oldest=self.oldest,
         )

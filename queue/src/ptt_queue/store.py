@@ -374,6 +374,11 @@ class Transaction:
             more = cursor.next()
         return found
 
+    def oldest(self) -> int:
+        """When the oldest message was made (ms since the epoch), by its id; 0: there is none."""
+        cursor = self.txn.cursor(db=self.records)
+        return int.from_bytes(cursor.key()[:6], "big") if cursor.first() else 0
+
     def damaged(self) -> int:
         return int(self.txn.stat(self._store.dbs["damaged"])["entries"])
 

@@ -238,6 +238,7 @@ class Stats(msgspec.Struct, frozen=True):
     epoch: int
     refusing: str = ""  # the mark above which nothing is taken: one of pressure.MARKS
     body_bytes: int = 0  # of all messages
+    oldest: int = 0  # when the oldest message was made (ms since the epoch); 0: there is none
 
 
 class PutResult(msgspec.Struct, array_like=True, frozen=True):
