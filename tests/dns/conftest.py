@@ -135,7 +135,11 @@ class Fleet:
 
     def start(self) -> None:
         self._first.start()
-        self._second.start()
+        try:
+            self._second.start()
+        except BaseException:
+            self._first.stop()
+            raise
 
     def stop(self) -> None:
         self._second.stop()
