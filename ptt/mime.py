@@ -2,7 +2,8 @@
 
 What is converted is decided part by part: a part that fits stays as it is, octet for octet; of one that does not, the
 body is encoded and its Content-Transfer-Encoding replaced. No other field changes, and decoded every part is
-what it was. The work is done in pieces: ``pause`` is called between them.
+what it was. Parts are views of the message, not copies, and the work is done in pieces: ``pause`` is called between
+them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 MAX_DEPTH = 40  # parts within parts; forwarded mail has two for each time it was forwarded. Each costs a pass
-MAX_PARTS = 10_000  # of a message
+MAX_PASSES = 12  # over a message above SMALL: what is in the innermost of n parts is looked at n times
+SMALL = 1024 * 1024  # octets
+MAX_PARTS = 10_000  # of a message; and of what looks like a delimiter in a part
+MAX_HEADER = 256 * 1024  # octets of the header of a message or part, as submission has it
 MAX_TYPE = 2_000  # octets of a Content-Type field: RFC 2231 parameters of a long file name fit
 MAX_LINE = 998  # octets without CRLF (RFC 5322 2.1.1)
 PIECE = 57 * 1024  # octets that are encoded in one go: under a millisecond. A multiple of a line of base64
+STRETCH = 1024 * 1024  # octets that are looked at in one go: some milliseconds
 
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)(?:\r\n|\Z)")
 _TAIL = re.compile(rb"(--)?[ \t]*(?:\r\n|\Z)")
@@ -30,6 +35,7 @@ _MASKED = bytes(range(0x80)) + b"?" * 0x80
 _IDENTITY = ("", "7bit", "8bit", "binary")
 
 Pause = Callable[[], object]
+Octets = bytes | memoryview
 
 
 class Unconvertible(ValueError):
@@ -64,7 +70,7 @@ def to_transportable(message: bytes, pause: Pause | None = None) -> bytes:
     Raises Unconvertible, as ``to_seven_bit``, and when the header itself is binary.
     """
     converted = _Conversion(False, pause).message(message)
-    if not _is_lines(converted):
+    if not _is_lines(converted, pause or _no_pause):
         raise Unconvertible("the header or the structure of the message is binary")
     return converted
 
@@ -72,8 +78,8 @@ def to_transportable(message: bytes, pause: Pause | None = None) -> bytes:
 class _Entity(NamedTuple):
     """A message or part, taken apart."""
 
-    header: bytes
-    body: bytes
+    header: Octets
+    body: memoryview
     separator: bytes  # between them: b"\r\n", or b"" where it is missing
     kind: str  # "text/plain", in lower case
     boundary: bytes
@@ -85,24 +91,27 @@ class _Conversion:
 
     def __init__(self, seven: bool, pause: Pause | None) -> None:
         self.seven = seven
-        self.pause = pause or (lambda: None)
-        self.out: list[bytes] = []
+        self.pause = pause or _no_pause
+        self.out: list[Octets] = []
         self.parts = 0
+        self.room = 0  # octets that may still be looked at
 
     def message(self, octets: bytes) -> bytes:
         if self.seven and octets.isascii():
             return octets
-        self._entity(octets, 0, "text/plain")
+        self.room = MAX_PASSES * len(octets) if len(octets) > SMALL else (MAX_DEPTH + 1) * SMALL
+        self._entity(memoryview(octets), 0, "text/plain")
         return b"".join(self.out)
 
-    def _entity(self, octets: bytes, depth: int, default: str) -> None:
-        if self.seven and octets.isascii():
+    def _entity(self, octets: memoryview, depth: int, default: str) -> None:
+        self.parts += 1
+        self.room -= len(octets)
+        if depth > MAX_DEPTH or self.parts > MAX_PARTS or self.room < 0:
+            raise Unconvertible("too many parts, or too many within each other")
+        self.pause()
+        if self.seven and _is_ascii(octets, self.pause):
             self.out.append(octets)
             return
-        self.parts += 1
-        if depth > MAX_DEPTH or self.parts > MAX_PARTS:
-            raise Unconvertible("too many parts")
-        self.pause()
         entity = _take_apart(octets, default)
         simple = not entity.kind.startswith(("multipart/", "message/")) and entity.encoding != "binary"
         if self._fits(entity.body) and (self.seven or simple):
@@ -125,7 +134,7 @@ class _Conversion:
         fits = self._fits(entity.body)
         if entity.kind == "multipart/signed" and not fits:
             raise Unconvertible("multipart/signed would lose its signature")
-        found = _delimiters(entity.body, entity.boundary)
+        found = _delimiters(bytes(entity.body), entity.boundary)
         if not found and not fits:
             raise Unconvertible("multipart without its boundary")
         if not entity.boundary.isascii():
@@ -143,15 +152,14 @@ class _Conversion:
 
     def _leaf(self, entity: _Entity, top: bool) -> None:
         if self._fits(entity.body):  # "binary" is only what its label says
-            self._start(entity, "7bit" if entity.body.isascii() else "8bit")
+            self._start(entity, "7bit" if _is_ascii(entity.body, self.pause) else "8bit")
             self.out.append(entity.body)
             return
         decoded = _decoded(entity)
-        high = len(decoded) - len(decoded.translate(None, _HIGH))
-        quoted = entity.kind.startswith("text/") and high * 6 < len(decoded) and _is_lines(decoded)
+        quoted = entity.kind.startswith("text/") and self._mostly_ascii(decoded) and _is_lines(decoded, self.pause)
         self._start(entity, "quoted-printable" if quoted else "base64", mime=top)
         (self._quoted_printable if quoted else self._base64)(decoded)
-        if not top and not quoted and self.out[-1].endswith(b"\r\n"):
+        if not top and not quoted and bytes(self.out[-1][-2:]) == b"\r\n":
             self.out[-1] = self.out[-1][:-2]  # the delimiter brings its own
 
     def _start(self, entity: _Entity, encoding: str, mime: bool = False) -> None:
@@ -165,7 +173,7 @@ class _Conversion:
             elif not said:
                 said = True
                 self.out.append(b"%s: %s\r\n" % (match[1], encoding.encode()) if encoding else match[0])
-        if fields and not self.out[-1].endswith(b"\r\n"):
+        if fields and bytes(self.out[-1][-2:]) != b"\r\n":
             self.out.append(b"\r\n")
         if mime and b"mime-version" not in names:
             self.out.append(b"MIME-Version: 1.0\r\n")
@@ -180,32 +188,45 @@ class _Conversion:
         if entity.encoding not in _IDENTITY:
             raise Unconvertible(f"{entity.kind} in {entity.encoding}")
         if not entity.encoding:
-            return "" if self.seven or entity.body.isascii() else "8bit"
+            return "" if self.seven or _is_ascii(entity.body, self.pause) else "8bit"
         return "7bit" if self.seven else "8bit"
 
-    def _fits(self, octets: bytes) -> bool:
-        return octets.isascii() if self.seven else _is_lines(octets)
+    def _fits(self, octets: memoryview) -> bool:
+        return (_is_ascii if self.seven else _is_lines)(octets, self.pause)
 
-    def _unread(self, octets: bytes) -> None:
+    def _mostly_ascii(self, octets: Octets) -> bool:
+        """Is less than one octet in six above 127, so that quoted-printable is the shorter encoding?"""
+        low = 0
+        for start in range(0, len(octets), STRETCH):
+            low += len(bytes(octets[start : start + STRETCH]).translate(None, _HIGH))
+            self.pause()
+        return (len(octets) - low) * 6 < len(octets)
+
+    def _unread(self, octets: memoryview) -> None:
         if self.seven:
-            self.out.append(octets.translate(_MASKED))
-        elif _is_lines(octets):
+            self.out.append(bytes(octets).translate(_MASKED))
+        elif _is_lines(octets, self.pause):
             self.out.append(octets)
 
-    def _base64(self, octets: bytes) -> None:
+    def _base64(self, octets: Octets) -> None:
         for start in range(0, len(octets), PIECE):
             self.out.append(base64.encodebytes(octets[start : start + PIECE]).replace(b"\n", b"\r\n"))
             self.pause()
 
-    def _quoted_printable(self, octets: bytes) -> None:
+    def _quoted_printable(self, octets: Octets) -> None:
         start = 0
         while start < len(octets):
-            end = octets.rfind(b"\r\n", start, start + PIECE) + 2
-            end = end if end > start + 1 else len(octets)  # the last line, which has no end
-            encoded = binascii.b2a_qp(octets[start:end])
-            self.out.append(encoded if octets[end - 2 : end] == b"\r\n" else encoded.replace(b"=\n", b"=\r\n"))
-            start = end
+            piece = bytes(octets[start : start + PIECE])
+            if b"\r\n" in piece:  # else it is the last line, which has no end
+                piece = piece[: piece.rfind(b"\r\n") + 2]
+            encoded = binascii.b2a_qp(piece)
+            self.out.append(encoded if piece.endswith(b"\r\n") else encoded.replace(b"=\n", b"=\r\n"))
+            start += len(piece)
             self.pause()
+
+
+def _no_pause() -> None:
+    pass
 
 
 def _body_start(message: bytes) -> int:
@@ -215,8 +236,29 @@ def _body_start(message: bytes) -> int:
     return end + 4 if end >= 0 else len(message)
 
 
-def _is_lines(octets: bytes) -> bool:
+def _is_ascii(octets: Octets, pause: Pause) -> bool:
+    for start in range(0, len(octets), STRETCH):
+        if not bytes(octets[start : start + STRETCH]).isascii():
+            return False
+        pause()
+    return True
+
+
+def _is_lines(octets: Octets, pause: Pause) -> bool:
     """No NUL, no bare CR or LF, no line above MAX_LINE."""
+    start = 0
+    while start < len(octets):
+        stretch = bytes(octets[start : start + STRETCH])
+        if len(stretch) == STRETCH:  # up to its last line end, lest one lies across the border
+            stretch = stretch[: stretch.rfind(b"\r\n") + 2]
+        if len(stretch) < 2 <= len(octets) - start or not _are_lines(stretch):
+            return False
+        start += len(stretch)
+        pause()
+    return True
+
+
+def _are_lines(octets: bytes) -> bool:
     ends = octets.count(b"\r\n")
     if b"\x00" in octets or octets.count(b"\r") != ends or octets.count(b"\n") != ends:
         return False
@@ -229,14 +271,17 @@ def _is_lines(octets: bytes) -> bool:
     return True
 
 
-def _take_apart(octets: bytes, default: str) -> _Entity:
+def _take_apart(octets: memoryview, default: str) -> _Entity:
     """A header ends at an empty line, or where something comes that is no field."""
     end = 0
     values: dict[bytes, bytes] = {}
-    while (match := _FIELD.match(octets, end)) is not None and match.end() > end:
+    start = bytes(octets[: MAX_HEADER + 2])
+    while (match := _FIELD.match(start, end)) is not None and match.end() > end:
         values.setdefault(match[1].lower(), match[2])
         end = match.end()
-    separator = b"\r\n" if octets.startswith(b"\r\n", end) else b""
+    if end > MAX_HEADER:
+        raise Unconvertible("the header of a part is too long")
+    separator = b"\r\n" if start.startswith(b"\r\n", end) else b""
     about = values.get(b"content-type", b"")
     if len(about) > MAX_TYPE:
         raise Unconvertible("Content-Type is too long")
@@ -247,7 +292,7 @@ def _take_apart(octets: bytes, default: str) -> _Entity:
         kind, boundary = parsed.get_content_type(), str(parsed.get_boundary(""))
     encoding = values.get(b"content-transfer-encoding", b"").decode("latin-1").strip().lower()
     body = octets[end + len(separator) :]
-    return _Entity(octets[:end], body, separator, kind, boundary.encode("latin-1", "replace"), encoding)
+    return _Entity(start[:end], body, separator, kind, boundary.encode("latin-1", "replace"), encoding)
 
 
 def _delimiters(body: bytes, boundary: bytes) -> list[tuple[int, int, bool]]:
@@ -257,18 +302,21 @@ def _delimiters(body: bytes, boundary: bytes) -> list[tuple[int, int, bool]]:
         return found
     needle = b"--" + boundary
     at = body.find(needle)
+    seen = 0
     while at >= 0:
+        if (seen := seen + 1) > MAX_PARTS:
+            raise Unconvertible("too many parts")
         tail = _TAIL.match(body, at + len(needle))
         if tail is not None and (at == 0 or body[at - 2 : at] == b"\r\n"):
             before = found[-1][1] if found else 0
             found.append((max(before, at - 2), tail.end(), tail[1] is not None))
-            if tail[1] is not None or len(found) > MAX_PARTS:
+            if tail[1] is not None:
                 break
         at = body.find(needle, at + len(needle))
     return found
 
 
-def _decoded(entity: _Entity) -> bytes:
+def _decoded(entity: _Entity) -> Octets:
     """The body without its encoding, which it may have in name only."""
     if entity.encoding in _IDENTITY:
         return entity.body

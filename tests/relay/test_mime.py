@@ -14,6 +14,7 @@ import pathlib
 import random
 import re
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -22,7 +23,10 @@ from hypothesis import strategies as st
 
 from ptt.mime import (
     MAX_DEPTH,
+    MAX_HEADER,
     MAX_PARTS,
+    MAX_PASSES,
+    SMALL,
     Unconvertible,
     eight_bit_body,
     international,
@@ -284,3 +288,53 @@ def test_large_bodies_are_converted_in_pieces() -> None:
         steps = sorted(b - a for a, b in itertools.pairwise(moments))
         assert steps[len(steps) // 2] < 0.01
     assert leaves(converted)[0][1] == text
+
+
+def within_each_other(depth: int, octets: int) -> bytes:
+    """A binary part of so many octets in so many multiparts."""
+    message = entity(b"\0 and a bare\n" * (octets // 13), "application/octet-stream", "binary", top=False)
+    for n in range(depth):
+        message = multipart(message, boundary=f"b{n}", top=False)
+    return b"From: <me@example.net>\r\n" + message
+
+
+@pytest.mark.slow
+def test_depth_costs_no_memory() -> None:
+    """An innermost part of a large message was once copied twice for each level."""
+    message = within_each_other(MAX_PASSES - 2, 4 * SMALL)
+    tracemalloc.start()
+    try:
+        converted = to_transportable(message)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert b"\0" not in converted
+    assert peak < 4 * len(message)
+
+
+@pytest.mark.parametrize("convert", [to_transportable, to_seven_bit])
+def test_depth_costs_time_within_bounds(convert: Callable[[bytes], bytes]) -> None:
+    small, large = (within_each_other(MAX_PASSES + 1, n).replace(b"bare", b"b\xe4re") for n in (SMALL // 2, 2 * SMALL))
+    assert convert(small)
+    with pytest.raises(Unconvertible, match="within each other"):
+        convert(large)
+
+
+def test_much_that_is_no_part() -> None:
+    """Each of these makes a loop in Python for every few octets, if nothing bounds it."""
+    like_delimiters = multipart(b"\r\n\0" + b"--b" * (2 * MAX_PARTS), entity(TEXT, top=False))
+    with pytest.raises(Unconvertible, match="too many parts"):
+        to_transportable(like_delimiters)
+    fields = multipart(b"a:\r\n" * (MAX_HEADER // 4 + 1) + b"\r\n\0\n")
+    with pytest.raises(Unconvertible, match="header"):
+        to_transportable(fields)
+
+
+@pytest.mark.slow
+def test_lines_lie_across_stretches() -> None:
+    """What is looked at piece by piece is as what is looked at at once."""
+    lines = entity((b"x" * 76 + b"\r\n") * (3 * SMALL // 78), "text/plain", "8bit")
+    assert to_transportable(lines) == lines
+    for odd in (b"\0", b"\n", b"\r", b"y" * 999):
+        for place in (SMALL - 3, SMALL, 2 * SMALL + 1):
+            assert to_transportable(lines[:place] + odd + lines[place:]) != lines[:place] + odd + lines[place:]
