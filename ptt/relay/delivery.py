@@ -21,6 +21,7 @@ from ptt.message import Envelope
 from ptt.metrics import Counters
 from ptt.relay import mx
 from ptt.relay.attempt import Hands, Job, Outcomes, Wanted, attempt, compose
+from ptt.relay.classify import classify
 from ptt.relay.connections import IdleConnections, Key
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 from ptt.relay.routing import Overrides, Route, Router
@@ -234,6 +235,7 @@ class Relay:
             delivered=sum(isinstance(o, Delivered) for o in outcomes),
             phase=shown.phase,
             reply=shown.text,
+            reply_class=classify(shown),
             seconds=round(seconds, 4),
         )
 

@@ -20,6 +20,7 @@ from ptt.message import (
     decode_note,
     show_id,
 )
+from ptt.relay.classify import class_of_note
 
 R = TypeVar("R")
 PRIORITIES = ("urgent", "normal", "bulk")
@@ -58,9 +59,9 @@ def row_of(entry: Entry, now: int) -> Row:
     replies: list[dict[str, Any]] = []
     for reply in note.replies if note else []:
         concerned = [recipients.get(item, "?") for item in reply.items]
-        replies.append(
-            {"text": reply.text, "phase": reply.phase, "peer": reply.peer, "tls": reply.tls, "recipients": concerned}
-        )
+        about = class_of_note(reply.text, reply.phase)
+        said = {"text": reply.text, "phase": reply.phase, "peer": reply.peer, "tls": reply.tls, "class": about}
+        replies.append({**said, "recipients": concerned})
     return Row(
         show_id(entry.message),
         entry.number,
@@ -158,7 +159,7 @@ def details(row: Row) -> str:
     replies = fields.pop("replies")
     text = [f"{name:<16} {clean(', '.join(v) if isinstance(v, list) else str(v))}" for name, v in fields.items()]
     for reply in replies:
-        where = clean(", ".join(x for x in (reply["phase"], reply["tls"]) if x))
+        where = clean(", ".join(x for x in (reply["phase"], reply["tls"], reply["class"]) if x))
         concerned = clean(", ".join(reply["recipients"]))
         text.append(f"{'reply':<16} {clean(reply['peer'] or 'here')} ({where}): {clean(reply['text'])} [{concerned}]")
     return "\n".join(text) + "\n"
@@ -178,6 +179,7 @@ class Event(msgspec.Struct):
     tls: str = ""
     recipients: int = 0
     maybe_delivered: bool = False
+    about: str = ""  # the class of the reply: rate, mailbox, ...
 
 
 def timeline(entry: Entry, now: int, place: Place | None, suspended: str = "") -> list[Event]:
@@ -223,6 +225,7 @@ def _attempt(attempt: Attempt) -> Event:
         attempt.tls,
         attempt.recipients,
         attempt.maybe,
+        class_of_note(attempt.text, attempt.phase),
     )
 
 
@@ -267,7 +270,8 @@ def told_timeline(events: list[Event]) -> str:
         count = f" {len(times)} times until {times[-1]}" if len(times) > 1 else ""
         where = ", ".join(x for x in (event.phase, event.peer, event.tls) if x)
         to = f" ({event.recipients} recipient{'s' if event.recipients != 1 else ''})" if event.recipients else ""
+        about = f" [{event.about}]" if event.about else ""
         maybe = "  maybe delivered" if event.maybe_delivered else ""
         said = f"{where}: {event.text}" if where else event.text
-        lines.append(f"  {times[0]:<20}  {event.what:<8}{count}  {clean(said)}{to}{maybe}")
+        lines.append(f"  {times[0]:<20}  {event.what:<8}{count}  {clean(said)}{about}{to}{maybe}")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from ptt_queue.types import Entry, Filter, State
 from ptt.cli.queue.group import duration
 from ptt.cli.queue.rows import envelope_of, is_maybe, recipients_of, state_of
 from ptt.message import Stage, decode_note, domain_of
+from ptt.relay.classify import class_of_note
 
 PAGE = 500  # tasks a page: no snapshot of the store is held while they are looked at or printed
 STATES = {
@@ -106,7 +107,7 @@ def _said(entry: Entry, wanted: Criteria) -> bool:
     if wanted.reason is None and wanted.reply is None:
         return True
     note = decode_note(entry.note)
-    said = [(r.phase, r.text) for r in note.replies] if note else []
+    said = [(name, r.text) for r in note.replies for name in (r.phase, class_of_note(r.text, r.phase))] if note else []
     if note and note.held:
         said.append((note.held, ""))
     reason, reply = (wanted.reason or "*").lower(), (wanted.reply or "").lower()
@@ -155,7 +156,9 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--older", callback=duration, metavar="AGE", help="only mail accepted before: 90, 15m, 2h, 3d"),
     click.option("--newer", callback=duration, metavar="AGE", help="only mail accepted since"),
     click.option(
-        "--reason", metavar="PHASE", help="only if the last attempt ended there: DNS, connect, TLS, RCPT, ..."
+        "--reason",
+        metavar="PHASE|CLASS",
+        help="only if the last attempt ended there (DNS, connect, TLS, RCPT, ...) or for this (rate, mailbox, ...)",
     ),
     click.option("--reply", metavar="TEXT", help="only if the last attempt's reply has this text"),
     click.option("--maybe", is_flag=True, help="only what may have been delivered"),
