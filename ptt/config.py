@@ -128,6 +128,14 @@ class Retry(_Section, frozen=True):
     ceiling_seconds: Seconds = 14_400.0
 
 
+class Source(_Section, frozen=True):
+    """An own address that a route of the git database may name, to connect from."""
+
+    name: str
+    address: str  # IPv4 or IPv6; a name may be given twice, once for each
+    ehlo: str = ""  # what EHLO says from there; empty: as everywhere
+
+
 class Relay(_Section, frozen=True):
     next_hop: str = ""  # "HOST:PORT" of the next role (mutual TLS); empty: the recipients' MX
     next_hop_name: str = ""  # the name its internal certificate must bear; empty: the host of next_hop
@@ -147,8 +155,9 @@ class Relay(_Section, frozen=True):
     final_dot_seconds: Seconds = 600.0
     on_maybe: Literal["retry", "hold"] = "retry"  # mail whose last attempt may have delivered it: hold for an operator
     delay_warning_seconds: Annotated[float, msgspec.Meta(ge=0)] = 14_400.0  # tell the sender that it waits; 0: never
+    credentials: str = "credentials"  # directory with the logins that routes name, one file each, mode 0600
     retry: Retry = Retry()
-
+    sources: tuple[Source, ...] = ()
 
 
 class Directory(_Section, frozen=True):
@@ -230,6 +239,7 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "signer": ("keys", "public"),
     "directory": ("repository", "credentials", "snapshots", "allowed_signers", "hook_secret"),
     "log": ("file",),
+    "relay": ("credentials",),
 }
 
 
@@ -339,6 +349,11 @@ def _address_mistakes(config: Config) -> Iterator[str]:
             split_address(address, 53 if key.startswith("dns") else None)
         except ValueError as e:
             yield f"{key}: {e}"
+    for n, source in enumerate(config.relay.sources):
+        try:
+            ipaddress.ip_address(source.address)
+        except ValueError as e:
+            yield f"relay.sources[{n}].address: {e}"
 
 
 def _network_mistakes(key: str, networks: tuple[str, ...]) -> Iterator[str]:

@@ -68,10 +68,13 @@ class RouteView(msgspec.Struct, array_like=True, frozen=True):
     """Where the operator wants mail for a destination to go."""
 
     name: str  # the file: a domain, or "default"
-    via: str  # "smarthost" or "mx"
-    host: str  # HOST:PORT of the smarthost
+    via: str  # "smarthost", "mx", "lmtp" or "discard"
+    host: str  # HOST:PORT of the smarthost or LMTP server, or unix:/PATH
     tls: str  # "opportunistic", "verify" or "none"
     subdomains: bool
+    credentials: str = ""
+    fallback: str = ""
+    source: str = ""
 
 
 class Pointer(msgspec.Struct, frozen=True):

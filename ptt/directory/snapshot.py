@@ -168,7 +168,8 @@ def public_pairs(changes: Changes) -> Pairs:
     for name, group in changes.records.groups.items():
         pairs[key(ALIAS, name)] = _encode(AliasView(group.members, group.post, group.posters, group.owners))
     for name, route in changes.records.routes.items():
-        pairs[key(ROUTE, name)] = _encode(RouteView(name, route.via, route.host, route.tls, route.subdomains))
+        where = (route.via, route.host, route.tls, route.subdomains, route.credentials, route.fallback, route.source)
+        pairs[key(ROUTE, name)] = _encode(RouteView(name, *where))
     return pairs
 
 

@@ -39,14 +39,22 @@ class Job(NamedTuple):
     before_final_dot: Callable[[], None]
 
 
+class Tried(NamedTuple):
+    """What became of a target. ``ips``: the addresses that were tried; the last one is the peer, if it ``talked``."""
+
+    talked: bool
+    outcomes: Outcomes
+    ips: Sequence[str]
+
+
 class Hands(NamedTuple):
     """What an attempt can do, and what it knows when it has done it."""
 
     reuse: Callable[[Route, Job, Sequence[Wanted]], tuple[Target, Outcomes] | None]
     """Converse over a kept connection. None: there is none that lives."""
 
-    converse: Callable[[Target, Route, Job, Sequence[Wanted]], tuple[bool, Outcomes]]
-    """Connect and converse. The first answer: did the peer talk with us?"""
+    converse: Callable[[Target, Route, Job, Sequence[Wanted]], Tried]
+    """Connect and converse."""
 
     targets: Callable[[Route], Iterator[Target | Deferred | Failed]]
 
@@ -69,11 +77,12 @@ def attempt(route: Route, job: Job, recipients: Sequence[Wanted], hands: Hands) 
         if not isinstance(found, Target):
             reasons.append(found)
         elif (found.ip, found.port) not in tried:
-            tried.add((found.ip, found.port))
-            connects += 1
-            talked, new = hands.converse(found, route, job, left)
-            sessions += talked
-            merge(outcomes, new)
+            fresh = [ip for ip in found.behind if (ip, found.port) not in tried][: MAX_CONNECTS - connects - 1]
+            new = hands.converse(found._replace(behind=tuple(fresh)), route, job, left)
+            tried.update((ip, found.port) for ip in new.ips)
+            connects += len(new.ips)
+            sessions += new.talked
+            merge(outcomes, new.outcomes)
     missing = [item for item, _ in recipients if item not in outcomes]
     if missing:
         outcomes.update(dict.fromkeys(missing, no_target(job.lane, reasons)))

@@ -19,10 +19,12 @@ C = TypeVar("C")
 
 
 class Key(NamedTuple):
-    """Connections with the same key are interchangeable: same hosts, same demands on TLS."""
+    """Connections with the same key are interchangeable: same hosts, demands on TLS, own address and login."""
 
     site: str
     tls: str
+    source: str = ""
+    login: str = ""
 
 
 class _Idle(NamedTuple, Generic[C]):

@@ -19,12 +19,14 @@ from ptt.config import Config
 from ptt.log import Log
 from ptt.message import Envelope
 from ptt.metrics import Counters
+from ptt.net.stream import Stream
 from ptt.relay import mx
-from ptt.relay.attempt import Hands, Job, Outcomes, Wanted, attempt, compose
+from ptt.relay.attempt import Hands, Job, Outcomes, Tried, Wanted, attempt, compose
 from ptt.relay.classify import classify
 from ptt.relay.connections import IdleConnections, Key
-from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
-from ptt.relay.routing import Overrides, Route, Router
+from ptt.relay.eyeballs import DeadAddresses, Raced, race
+from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome, of_error
+from ptt.relay.routing import Overrides, Route, Router, Source
 from ptt.relay.session import Connection, NoSession, Target, TlsUse, open_connection
 from ptt.smtp.errors import UnsendableAddress
 
@@ -54,7 +56,8 @@ class Relay:
         self.counters = counters
         self.clock = clock
         rng = rng or random.Random()  # noqa: S311  (load sharing, not a secret)
-        self.router = Router(config, lookup, rng, overrides)
+        self.dead = DeadAddresses()
+        self.router = Router(config, lookup, rng, overrides, lambda ip: self.dead.is_dead(ip, self.clock()))
         self.idle: IdleConnections[Connection] = IdleConnections(config.relay.idle_seconds)
         self._hands = Hands(self._reuse, self._connect_and_converse, self.router.targets)
         self._sites: OrderedDict[str, str] = OrderedDict()
@@ -114,29 +117,50 @@ class Relay:
                 return connection.target, outcomes
         return None
 
-    def _connect_and_converse(
-        self, target: Target, route: Route, job: Job, wanted: Sequence[Wanted]
-    ) -> tuple[bool, Outcomes]:
+    def _connect_and_converse(self, target: Target, route: Route, job: Job, wanted: Sequence[Wanted]) -> Tried:
         began = self.clock()
+        raced = self._dial(target, route.source)
+        tried = [ip for ip, _ in raced.failures]
+        outcomes: Outcomes = {}
+        for ip, error in raced.failures:
+            failed = of_error(error, "connect", target._replace(ip=ip).peer)
+            outcomes = self._no_session(failed, job, wanted, began)
+        if raced.stream is None:
+            return Tried(False, outcomes, tried)
+        tried.append(raced.ip)
         try:
-            connection = self._open(target, route.use)
+            connection = self._open(target._replace(ip=raced.ip, behind=()), route, raced.stream)
         except NoSession as e:
-            self.counters.count("ptt_connections_total", "failed")
-            self._log_attempt(job, [e.outcome] * len(wanted), None, self.clock() - began)
-            return False, {item: e.outcome for item, _ in wanted}
+            return Tried(False, self._no_session(e.outcome, job, wanted, began), tried)
         self.counters.count("ptt_connections_total", connection.tls_name.partition(" ")[0] or "none")
-        outcomes = self._converse(connection, self._key(route), route, job, wanted)
-        return True, outcomes or {}
+        return Tried(True, self._converse(connection, self._key(route), route, job, wanted) or {}, tried)
 
-    def _open(self, target: Target, use: TlsUse) -> Connection:
+    def _no_session(self, outcome: Deferred, job: Job, wanted: Sequence[Wanted], began: float) -> Outcomes:
+        self.counters.count("ptt_connections_total", "failed")
+        self._log_attempt(job, [outcome] * len(wanted), None, self.clock() - began)
+        return {item: outcome for item, _ in wanted}
+
+    def _dial(self, target: Target, source: Source | None) -> Raced:
+        """Connect to the first address of the host that answers; remember those that do not."""
+        chosen = source.towards if source is not None else _any_source
+        raced = race([target.ip, *target.behind], target.port, self.config.relay.connect_seconds, chosen)
+        for ip, error in raced.failures:
+            self.dead.failed(ip, error, self.clock())
+        if raced.stream is not None:
+            self.dead.answered(raced.ip)
+        return raced
+
+    def _open(self, target: Target, route: Route, stream: Stream) -> Connection:
         """A new connection; in clear after TLS failed, where that is allowed. Raises NoSession."""
+        settings, source = self.config.relay, route.source
+        ehlo, own = (source.ehlo, source.towards(target.ip)) if source is not None else (self.config.ehlo, None)
         try:
-            return open_connection(target, use, self.config.ehlo, self.config.relay)
+            return open_connection(target, route.use, ehlo, settings, dialled=stream)
         except NoSession as e:
-            if use.required or not e.tls_failed:
+            if route.use.required or not e.tls_failed:
                 raise
             self.log.warning("TLS failed, going on without", peer=target.peer, reason=e.outcome.text)
-            return open_connection(target, TlsUse(None, required=False), self.config.ehlo, self.config.relay)
+            return open_connection(target, TlsUse(None, required=False), ehlo, settings, own)
 
     def _converse(
         self, connection: Connection, key: Key, route: Route, job: Job, wanted: Sequence[Wanted]
@@ -187,7 +211,8 @@ class Relay:
     # -- idle connections ------------------------------------------------------------------------------------
 
     def _key(self, route: Route) -> Key:
-        return Key(route.site, "roles" if route.use.roles else self.config.relay.tls)
+        use = "roles" if route.use.roles else self.config.relay.tls
+        return Key(route.site, use, route.source.name if route.source is not None else "", route.credentials)
 
     def _keep(self, key: Key, connection: Connection) -> None:
         """Keep the connection for the next message if it is good for one, else close it."""
@@ -238,6 +263,10 @@ class Relay:
             reply_class=classify(shown),
             seconds=round(seconds, 4),
         )
+
+
+def _any_source(_: str) -> None:
+    """The operating system chooses the address that we connect from."""
 
 
 def _over(tls: str, outcomes: Sequence[Outcome]) -> list[Outcome]:

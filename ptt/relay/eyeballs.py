@@ -55,11 +55,12 @@ def race(
     port: int,
     timeout: float,
     source: Callable[[str], str | None] = lambda _: None,
-    dial: Dial = connect,
+    dial: Dial | None = None,
 ) -> Raced:
     """Connect to the first of ``ips`` that answers; each has ``timeout`` seconds. ``source``: the own address to
     connect from, by the address to connect to.
     """
+    dial = dial or connect
     if len(ips) == 1:  # what most have: without a greenlet
         try:
             return Raced(ips[0], dial(ips[0], port, timeout, source(ips[0])), [])

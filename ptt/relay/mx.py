@@ -25,10 +25,14 @@ MAX_SITE = 200  # characters of a site's name: it is a key in the queue process 
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")  # anything else would make the site's name ambiguous
 
 
-class Lookup(Protocol):
-    """What the relay needs of ``ptt.dns.resolver.Resolver``."""
+class MxLookup(Protocol):
+    """What finding the hosts needs of ``ptt.dns.resolver.Resolver``."""
 
     def mx(self, name: str) -> list[tuple[int, str]]: ...
+
+
+class Lookup(MxLookup, Protocol):
+    """What the relay needs of it: their addresses too."""
 
     def addresses(self, host: str) -> list[str]: ...
 
@@ -43,7 +47,7 @@ class Route(NamedTuple):
     preferences: tuple[int, ...] = ()  # of the hosts; none: they are all the same
 
 
-def route(domain: str, lookup: Lookup, own_names: frozenset[str], rng: random.Random) -> Route | Deferred | Failed:
+def route(domain: str, lookup: MxLookup, own_names: frozenset[str], rng: random.Random) -> Route | Deferred | Failed:
     """The hosts for ``domain`` (or an address literal). ``own_names``: under which we ourselves may be an MX."""
     if domain.startswith("["):
         ip = literal(domain)

@@ -55,6 +55,7 @@ class Target(NamedTuple):
     host: str  # the name that TLS verifies
     ip: str
     port: int
+    behind: tuple[str, ...] = ()  # further addresses of the host, to be tried while this one does not answer
 
     @property
     def peer(self) -> str:
@@ -225,13 +226,18 @@ def _said_goodbye(results: Sequence[Result]) -> bool:
     return all(r.reply.code == 421 and r.phase in ("MAIL", "RSET") for r in results)
 
 
-def open_connection(target: Target, use: TlsUse, ehlo: str, settings: Settings) -> Connection:
-    """Connect, greet, start TLS as ``use`` demands. Raises NoSession."""
+def open_connection(
+    target: Target, use: TlsUse, ehlo: str, settings: Settings, source: str | None = None, dialled: Stream | None = None
+) -> Connection:
+    """Connect, greet, start TLS as ``use`` demands. ``source``: the own address. ``dialled``: it is connected already.
+
+    Raises NoSession.
+    """
     phase = "connect"
     client = ClientSession(ehlo)
-    stream: Stream | None = None
+    stream = dialled
     try:
-        stream = connect(target.ip, target.port, settings.connect_seconds)
+        stream = stream or connect(target.ip, target.port, settings.connect_seconds, source)
         connection = Connection(target, stream, client, settings)
         _hello(connection)
         if use.context is not None and client.capabilities.starttls:

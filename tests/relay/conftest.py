@@ -165,6 +165,8 @@ class Dns:
             raise found(f"{host}: {found.__name__}")
         return list(found)
 
+    addresses_early = addresses
+
 
 @pytest.fixture
 def action() -> type[Action]:

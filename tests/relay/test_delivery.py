@@ -169,6 +169,9 @@ class Override(NamedTuple):
     via: str
     host: str = ""
     tls: str = "opportunistic"
+    credentials: str = ""
+    fallback: str = ""
+    source: str = ""
 
 
 def test_a_route_of_the_git_database(dns: Any, peer: Any, sender: Any) -> None:
