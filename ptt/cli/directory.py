@@ -31,6 +31,8 @@ from ptt.smtp.saslprep import MAX_PASSWORD_BYTES, prepare
 class Shared(Protocol):
     """What the ``ptt`` command hands on."""
 
+    account: int  # user id of who runs it
+
     @property
     def config(self) -> Config: ...
 
@@ -316,7 +318,7 @@ def _show_generated(password: str, generated: bool) -> None:
 
 def commit_edit(shared: Shared, edit: Edit, message: str, done: str) -> None:
     with reported():
-        result = apply(shared.config.directory, edit, message, _author())
+        result = apply(shared.config.directory, edit, message, _author(shared.account))
         if result.warning:
             click.echo(f"committed here only, the service pushes it later: {result.warning}", err=True)
         click.echo(f"{done} (commit {result.commit[:12]})", err=True)
@@ -333,14 +335,14 @@ def reported() -> Iterator[None]:
         raise click.ClickException(str(e)) from e
 
 
-def _author() -> Author:
+def _author(account: int) -> Author:
     """Who runs the command: the person behind sudo, else the account."""
     name = os.environ.get("SUDO_USER", "")
     if not name:
         try:
-            name = pwd.getpwuid(os.getuid()).pw_name
+            name = pwd.getpwuid(account).pw_name
         except KeyError:
-            name = str(os.getuid())
+            name = str(account)
     return Author(name, f"{name}@{socket.gethostname()}")
 
 

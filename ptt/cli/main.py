@@ -45,6 +45,7 @@ class Context:
 
     def __init__(self, file: str | None, command: str | None) -> None:
         self.named = file
+        self.account = os.getuid()  # who runs the command: ``config`` may make root another user
         self._command = command
 
     @property

@@ -37,12 +37,16 @@ class Seat:
         for place in places:
             admission.census.add(place, 1)
 
-    def login(self, user: str) -> str:
-        """The connection is this user's now. Returns the reason why it is one too many, or ""."""
+    def login(self, user: str, allowed: int | None = None) -> str:
+        """The connection is this user's now. Returns the reason why it is one too many, or "".
+
+        ``allowed``: how many this user may have, beside what holds for all; None: no limit of the user's own.
+        """
         self._leave_user()
         most = self._admission.limits.per_user
         place = self._admission.census.place(b"u" + user.encode())
-        if most and self._admission.census.open(place) >= most:
+        others = self._admission.census.open(place)
+        if (most and others >= most) or (allowed is not None and others >= allowed):
             return "user"
         self._admission.census.add(place, 1)
         self._user = place

@@ -9,12 +9,14 @@ from typing import NamedTuple, Protocol
 
 from ptt.directory.records import Limits
 from ptt.message import domain_of
+from ptt.smtp.grammar import parse_mailbox
 from ptt.smtp.reply import Reply
 from ptt.submission import headers
 from ptt.submission.headers import Header
 
 NOT_YOURS = Reply(553, "5.7.1", "{sender} is not an address of {user}; `ptt user address` on the server adds it")
 FIELD_NOT_YOURS = Reply(550, "5.7.1", "{field}: {sender} is not an address of {user}; `ptt user address` adds it")
+NO_LONGER = Reply(550, "5.7.1", "{user} may send no more")
 NO_AUTHOR = Reply(550, "5.6.0", "the From field names no address that can be read")
 NOTIFICATION = Reply(550, "5.5.3", "a notification (null sender) has one recipient")
 NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
@@ -92,16 +94,19 @@ def sender(directory: Directory, user: str, address: str) -> Reply | None:
     The null one is everybody's, for notifications of what was received (RFC 5321 4.5.5, RFC 8098 3): they have one
     recipient (``recipient``), and their From is the user's as with all mail.
     """
-    if not address or directory.may_send_as(user, address):
+    if directory.may_send_as(user, address or user):
         return None
+    if not directory.may_send_as(user, user):  # disabled or removed since the login
+        return NO_LONGER._replace(text=NO_LONGER.text.format(user=user))
     return Reply(NOT_YOURS.code, NOT_YOURS.enhanced, NOT_YOURS.text.format(sender=address, user=user))
 
 
 def authors(directory: Directory, user: str, header: Header, addresses: Sequence[str]) -> Reply | None:
     """May this user write these fields From (``addresses``), Sender, Resent-From and Resent-Sender?
 
-    Each must name addresses of the user. Resent-From does not excuse a From of somebody else's: a recipient sees From
-    alone, and no signature of ours would be aligned with it (RFC 7489 3.1).
+    Each must name addresses of the user, and be written so that nobody reads another address in it. Resent-From does
+    not excuse a From of somebody else's: a recipient sees From alone, and no signature of ours would be aligned with it
+    (RFC 7489 3.1).
     """
     if not addresses and b"from" in header.names:
         return NO_AUTHOR
@@ -110,6 +115,8 @@ def authors(directory: Directory, user: str, header: Header, addresses: Sequence
         for name, shown in OTHER_AUTHORS.items():
             named += [(shown, a) for value in headers.fields(header, name) for a in headers.addresses(value)]
     for field, address in named:
+        if parse_mailbox(address) is None:  # such as "<a@bank.example>" me@example.org
+            return NO_AUTHOR._replace(text=f"the {field} field has an address that cannot be read")
         if not directory.may_send_as(user, address):
             text = FIELD_NOT_YOURS.text.format(field=field, sender=address, user=user)
             return FIELD_NOT_YOURS._replace(text=text)
@@ -132,9 +139,14 @@ def trusted(client: str, networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6N
     return any(address.version == n.version and address in n for n in networks)
 
 
-def signing_domain(directory: Directory, header_from: Sequence[str], envelope_sender: str) -> str:
-    """Which domain signs: that of From if it is ours, else that of the envelope; "" when neither is (RFC 6376 3.5)."""
-    for address in [*header_from[:1], envelope_sender]:
+def signing_domain(directory: Directory, header_from: Sequence[str], header: Header, envelope_sender: str) -> str:
+    """Which domain signs: From's, with which DMARC compares it (RFC 7489 3.1), if it is ours; else that of Sender, else
+    that of the envelope; "" when none is.
+    """
+    for address in header_from[:1]:
+        if domain := directory.signing_domain(domain_of(address)):
+            return domain
+    for address in [*headers.addresses(headers.field(header, b"sender"))[:1], envelope_sender]:
         if domain := directory.signing_domain(domain_of(address)):
             return domain
     return ""

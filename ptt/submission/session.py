@@ -307,7 +307,7 @@ class Session:
         if isinstance(said, bytes):
             return said
         service = self.service
-        if said.result == "ok" and (reason := self.seat.login(said.user)):
+        if said.result == "ok" and (reason := self._one_too_many(said.user)):
             service.counters.count("ptt_refused_total", "421", reason)
             service.seldom.warning("connection refused", reason, client=self.client, reason=reason, user=said.user)
             return too_many(reason)
@@ -324,6 +324,11 @@ class Session:
                 mechanism=said.mechanism,
             )
         return said.reply
+
+    def _one_too_many(self, user: str) -> str:
+        """Why this connection is one more than the user may have, or ""."""
+        limits = self.service.directory.limits(user)
+        return self.seat.login(user, limits[0].connections if limits and limits[0] else None)
 
     def _mail(self, event: MailFrom) -> Reply | None:
         self.envelope = None

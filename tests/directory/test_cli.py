@@ -13,8 +13,9 @@ import pytest
 
 from ptt.cli.directory import alias, domain, user
 from ptt.directory import compiler, passwords
+from ptt.directory.inspect import history
 from ptt.directory.records import User
-from ptt.directory.repository import GOOD_REF
+from ptt.directory.repository import GOOD_REF, Repository
 from ptt.directory.schema import parse
 from ptt.directory.values import argon2_mistake, scram_mistake
 
@@ -29,7 +30,7 @@ class Commands:
 
     def __call__(self, *arguments: str, stdin: str = "", code: int = 0) -> click.testing.Result:
         runner = click.testing.CliRunner()
-        shared = types.SimpleNamespace(config=self.base.config)
+        shared = types.SimpleNamespace(config=self.base.config, account=os.getuid())
         result = runner.invoke(GROUPS[arguments[0]], arguments[1:], input=stdin, obj=shared)
         assert result.exit_code == code, result.output
         return result
@@ -248,10 +249,13 @@ def test_as_root_the_files_are_the_control_process_users() -> None:
         )
         for arguments in (("domain", "add", "a.example"), ("user", "add", "anna@a.example", "--generate")):
             command = [sys.executable, "-m", "ptt", *arguments, "--config", str(top / "ptt.toml")]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            environment = {name: value for name, value in os.environ.items() if name != "SUDO_USER"}
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
             assert done.returncode == 0, done.stderr
         found = [*(top / "directory.git").rglob("*"), top / "directory.git"]
         assert len(found) > 10
         assert {path.lstat().st_uid for path in found} == {60999}
+        repository = Repository(str(top / "directory.git"), "main")
+        assert {commit.author for commit in history(repository, repository.tip(), 9)} == {"root"}  # who ran them
     finally:
         subprocess.run(["rm", "-rf", str(top)], check=True)

@@ -28,7 +28,7 @@ class Commands:
         self.file = str(base.root / "log")  # any file that is there stands for ptt.toml
 
     def __call__(self, *arguments: str, code: int = 0) -> click.testing.Result:
-        shared = types.SimpleNamespace(config=self.base.config, file=self.file)
+        shared = types.SimpleNamespace(config=self.base.config, file=self.file, account=0)
         result = click.testing.CliRunner().invoke(GROUPS[arguments[0]], arguments[1:], obj=shared)
         assert result.exit_code == code, result.output
         return result

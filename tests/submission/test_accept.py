@@ -108,9 +108,15 @@ def test_a_message_that_begins_with_the_blank_line_keeps_it() -> None:
 
 
 def test_who_signs() -> None:
-    for sender, domain in [("u@second.test", "second.test"), ("u@foreign.test", "ours.test")]:
+    for header, domain in [
+        ("From: <u@second.test>", "second.test"),
+        ("From: <u@foreign.test>", "ours.test"),
+        ("Sender: <u@second.test>\r\nFrom: <u@foreign.test>", "second.test"),
+        ("Sender: <u@second.test>\r\nFrom: <u@ours.test>", "ours.test"),
+        ("Sender: <u@foreign.test>\r\nFrom: <u@foreign.test>", "ours.test"),
+    ]:
         queue = FakeQueue()
-        offer(f"From: <{sender}>\r\n\r\n".encode(), queue)
+        offer(f"{header}\r\n\r\n".encode(), queue)
         assert queue.stored[0][1].signing_domain == domain
         assert queue.stored[0][1].commit == "c" * 40
 
@@ -120,6 +126,8 @@ def test_from_belongs_to_the_user() -> None:
     assert offer(b"From: <u@ours.test>, <boss@ours.test>\r\n\r\n", queue) == (550, "5.7.1")
     assert offer(b"From: <u@ours.test>\r\nFrom: <boss@ours.test>\r\n\r\n", queue) == (550, "5.6.0")
     assert offer(b"From: boss\r\n\r\n", queue) == (550, "5.6.0")
+    for hidden in (b'"<boss@else.test>" u@ours.test', b"u@ours.test boss@else.test", b"u@else.test@ours.test"):
+        assert offer(b"From: " + hidden + b"\r\n\r\n", queue)[0] == 550  # two programs read two addresses in it
     for field in (b"Sender", b"Resent-From", b"Resent-Sender"):
         assert offer(b"From: <u@ours.test>\r\n" + field + b": <boss@ours.test>\r\n\r\n", queue) == (550, "5.7.1")
     assert queue.stored == []

@@ -105,6 +105,9 @@ def test_users() -> None:
     seats[0].release()
     assert seats[2].login("me@example.org") == ""
     assert seats[2].login("me@example.org") == ""  # its own place is not in its way
+    assert seats[2].login("me@example.org", 2) == ""
+    assert seats[2].login("me@example.org", 1) == "user"
+    assert seats[2].login("you@example.org", 0) == "user"
 
 
 def test_a_role_may_come_in_to_show_its_certificate() -> None:

@@ -17,6 +17,7 @@ import pytest
 from gevent import socket
 
 from ptt.config import Config
+from ptt.directory.records import Limits
 from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.net import handshakes
@@ -68,14 +69,15 @@ class Place:
         contexts: Any = type(
             "Contexts", (), {"of": lambda _self, _listen: lambda: context, "binding": lambda _self, _context: b""}
         )()
-        nothing: Any = None
+        self.limits: Limits | None = None  # of every user
+        directory: Any = type("Directory", (), {"limits": lambda _self, _user: (self.limits, None)})()
         log, counts = Log("test"), Census(census.make(1), 0)
         self.listener: Listener = listeners(
             config,
             [(0, sock)],
             contexts,
             Logins(),  # type: ignore[arg-type]
-            nothing,
+            directory,
             self.accept,
             log,
             self.counters,
@@ -320,8 +322,10 @@ def test_trusted_networks_are_not_limited(start: Start) -> None:
     assert all(said(one).startswith(b"220 ") for one in held)
 
 
-def test_a_user_has_so_many_connections(start: Start) -> None:
-    place = start({"per_user": 1}, service="submission", tls="implicit", trusted=[])
+@pytest.mark.parametrize(("of_all", "own"), [(1, None), (0, 1), (9, 1), (1, 9)])
+def test_a_user_has_so_many_connections(start: Start, of_all: int, own: int | None) -> None:
+    place = start({"per_user": of_all}, service="submission", tls="implicit", trusted=[])
+    place.limits = Limits(connections=own)
     found = []
     for _ in range(2):
         stream = place.connect_tls()
