@@ -27,6 +27,7 @@ need haproxy haproxy
 need sshd openssh-server
 need openssl openssl
 need strace strace
+need prometheus prometheus
 need faketime faketime
 need ip iproute2
 need mkfs.ext4 e2fsprogs

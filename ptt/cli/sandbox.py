@@ -85,6 +85,7 @@ class Sandbox:
         self.log = directory / "ptt.log"
         self.sunk = directory / "sink"
         self.replaced: list[tuple[str, str]] = []  # addresses that were taken, and what stands in for them
+        self.sink_options: list[str] = []  # what else ``ptt sink`` is told
         self.dns_port = 0
         self.password = ""
         self.config: Config
@@ -173,7 +174,9 @@ class Sandbox:
         self._spawn("dns", [*dns_command, "--key", key, "--wildcard-mx", MX_HOST], "dns: ready")
         certificate = ["--certificate", self.config.tls.public_certificate, "--key", self.config.tls.public_key]
         sink_command = ["ptt", "sink", "--listen", f"127.0.0.1:{self.config.relay.mx_port}", *certificate]
-        self._spawn("sink", [*sink_command, *(["--store", str(self.sunk)] if store else [])], "sink: ready")
+        self._spawn(
+            "sink", [*sink_command, *self.sink_options, *(["--store", str(self.sunk)] if store else [])], "sink: ready"
+        )
 
     def start_service(self) -> None:
         self._spawn(
