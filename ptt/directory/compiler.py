@@ -168,6 +168,10 @@ class TreeBase:
     def senders(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         return ((name, record.addresses) for name, record in self._records("users/") if isinstance(record, User))
 
+    def signers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        found = ((name, record) for name, record in self._records("domains/") if isinstance(record, Domain))
+        return ((name, domain.dkim.also) for name, domain in found if domain.dkim is not None)
+
     def groups(self) -> dict[str, Group]:
         return {name: record for name, record in self._records("groups/") if isinstance(record, Group)}
 

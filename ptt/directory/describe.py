@@ -8,6 +8,7 @@ import msgspec
 
 from ptt.directory.records import DEFAULT_ROUTE, Alias, Domain, Group, Limits, Record, Route, User
 from ptt.directory.schema import Place
+from ptt.dkim import rules
 
 MAX_NAMED = 5  # addresses in one sentence; the others are counted
 
@@ -85,7 +86,28 @@ def _domain(name: str, before: Domain | None, after: Domain | None) -> Iterator[
         yield "its subdomains are ours too" if after.subdomains else "its subdomains are ours no more"
     if after.postmaster != before.postmaster:
         yield f"its postmaster is {after.postmaster or f'postmaster@{name}'}"
+    yield from _dkim(before.dkim or rules.DEFAULT, after.dkim or rules.DEFAULT)
     yield from _limits(before.limits, after.limits)
+
+
+def _dkim(before: rules.Rules, after: rules.Rules) -> Iterator[str]:
+    if (after.selectors, after.algorithms) != (before.selectors, before.algorithms):
+        if after.selectors:
+            yield f"signs with the keys {_named(after.selectors)}, as far as DNS serves them, and no others"
+        else:
+            yield f"signs with its newest key of each kind: {_named(after.algorithms)}"
+    yield from _set("its mail is signed by {} too", "its mail is no longer signed by {}", before.also, after.also)
+    if after.canonicalization != before.canonicalization:
+        yield f"its signatures are c={after.canonicalization} (header/body)"
+    yield from _set(
+        "{} may not be added or changed on the way", "{} is no longer over-signed", before.oversign, after.oversign
+    )
+    if after.expires_seconds != before.expires_seconds:
+        end = f"{after.expires_seconds} s after signing" if after.expires_seconds else "never"
+        yield f"its signatures expire {end}"
+    if after.identity != before.identity:
+        whom = "the subdomain of From" if after.identity == "author" else "the domain alone"
+        yield f"its signatures name {whom} (i=)"
 
 
 def _signed(domain: Domain) -> str:

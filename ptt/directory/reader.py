@@ -26,6 +26,7 @@ import msgspec
 from ptt.directory import names
 from ptt.directory.files import ReadFile
 from ptt.directory.records import DEFAULT_ROUTE, Alias, Domain, Group, Limits
+from ptt.dkim.rules import DEFAULT, Rules
 
 REFRESH_SECONDS = 0.25
 FORMAT = 2  # of the snapshot files and the pointer; a file of another format is compiled anew
@@ -90,18 +91,14 @@ _USER = msgspec.msgpack.Decoder(UserView)
 _DOMAIN = msgspec.msgpack.Decoder(DomainView)
 _ALIAS = msgspec.msgpack.Decoder(AliasView)
 _ROUTE = msgspec.msgpack.Decoder(RouteView)
-_LIMITS = msgspec.msgpack.Decoder(Limits)
 _POINTER = msgspec.json.Decoder(Pointer)
 
 # First byte of a key; the name follows. Groups are among the aliases; limits are under the name of a user or domain.
-USER, DOMAIN, ALIAS, LIMITS, ROUTE = b"u", b"d", b"a", b"l", b"r"
+USER, DOMAIN, ALIAS, LIMITS, ROUTE, DKIM = b"u", b"d", b"a", b"l", b"r", b"k"
 
-KNOWN_LIMITS = 1024  # decoded limits that are remembered: most users share a few, some 300 bytes each
-
-
-@functools.lru_cache(maxsize=KNOWN_LIMITS)
-def _limits(value: bytes) -> Limits:
-    return _LIMITS.decode(value)
+KNOWN = 1024  # decoded limits, and rules, that are remembered: most users share a few, some 300 bytes each
+_limits = functools.lru_cache(KNOWN)(msgspec.msgpack.Decoder(Limits).decode)
+_rules = functools.lru_cache(KNOWN)(msgspec.msgpack.Decoder(Rules).decode)
 
 
 def key(kind: bytes, name: str) -> bytes:
@@ -128,6 +125,7 @@ class SnapshotFile:
         self.close = self._file.close
         self.has_limits = self._file.has(LIMITS)
         self.has_routes = self._file.has(ROUTE)
+        self.has_rules = self._file.has(DKIM)
 
     def user(self, name: str) -> UserView | None:
         return self._get(_USER, USER, name)
@@ -146,11 +144,23 @@ class SnapshotFile:
         value = self._file.get(key(LIMITS, name))
         return None if value is None else _limits(value)
 
+    def rules(self, name: str) -> Rules | None:
+        """How a domain signs, where its file says so."""
+        value = self._file.get(key(DKIM, name))
+        return None if value is None else _rules(value)
+
     # The methods of ptt.directory.rules.Base, by which a later commit is checked against this one.
 
     def domain(self, name: str) -> Domain | None:
         found = self.domain_view(name)
-        return None if found is None else Domain(found.sign, found.subdomains, found.postmaster, self.limits(name))
+        if found is None:
+            return None
+        return Domain(found.sign, found.subdomains, found.postmaster, self.limits(name), self.rules(name))
+
+    def signers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The domains with rules for their signatures, and which others sign their mail too."""
+        for name, value in self._file.items(DKIM):
+            yield name[1:].decode(), _rules(value).also
 
     def has_user(self, name: str) -> bool:
         return self.user(name) is not None
@@ -274,6 +284,12 @@ class Snapshot:
         """The d= domain for addresses of a domain (RFC 6376 3.5): "" if it is not ours or is not signed."""
         found = self.our_domain(domain)
         return found.name if found is not None and found.sign else ""
+
+    def rules(self, domain: str) -> Rules:
+        """How the mail of a domain is signed. Costs nothing where no file says anything about it."""
+        if self._file is None or not self._file.has_rules:
+            return DEFAULT
+        return self._file.rules(domain) or DEFAULT
 
     def may_send_as(self, user: UserView | str, address: str) -> bool:
         """May this user be the sender of this address?

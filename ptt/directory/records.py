@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ptt.dkim.rules import Rules
+
 DEFAULT_ROUTE = "default"  # routes/default.toml: for every destination without a route of its own
 
 # TOML's integers have 64 bits, and so have those of the snapshot. Zero allows nothing.
@@ -37,6 +39,7 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subdomains: bool = False  # addresses under subdomains are ours too, signed with d= this domain
     postmaster: str = ""  # who answers for the domain; empty: postmaster@DOMAIN
     limits: Limits | None = None  # of all its users together
+    dkim: Rules | None = None  # None: as ``ptt.dkim.rules.DEFAULT``
 
 
 class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -136,6 +136,7 @@ class Base(View, Protocol):
     def aliases(self) -> dict[str, Alias]: ...
     def groups(self) -> dict[str, Group]: ...
     def senders(self) -> Iterator[tuple[str, tuple[str, ...]]]: ...  # all users, with their further addresses
+    def signers(self) -> Iterator[tuple[str, tuple[str, ...]]]: ...  # domains, with those that sign their mail too
 
 
 class Changed:
@@ -169,9 +170,11 @@ def check_changes(base: Base, records: Database, removed: set[Place]) -> Iterato
     """Every breach of a rule after ``records`` were put into, and ``removed`` taken out of, a good database.
 
     Changed aliases and groups are checked with all others, which may contain them. A domain that is removed, or loses
-    its subdomains, has all records checked that may need it; one that is added or changed otherwise takes away nothing.
+    its subdomains, has all records checked that may need it, and one that signs no more those whose mail it signs too;
+    one that is added or changed otherwise takes away nothing.
     """
     view = Changed(base, records, removed)
+    records = msgspec.structs.replace(records, domains={**_signed_by(base, records, removed), **records.domains})
     lost = {place.name for place in removed if place.kind == "domain"}
     for name, domain in records.domains.items():
         before = base.domain(name)
@@ -189,6 +192,17 @@ def check_changes(base: Base, records: Database, removed: set[Place]) -> Iterato
     yield from check(records, view)
 
 
+def _signed_by(base: Base, records: Database, removed: set[Place]) -> dict[str, Domain]:
+    """The domains whose mail is signed by others too that are removed, or sign no more."""
+    ended = {place.name for place in removed if place.kind == "domain"}
+    ended |= {name for name, domain in records.domains.items() if not domain.sign}
+    if not ended:
+        return {}
+    touched = (name for name, also in base.signers() if not ended.isdisjoint(also))
+    found = {name: base.domain(name) for name in touched if Place("domain", name) not in removed}
+    return {name: domain for name, domain in found.items() if domain is not None}
+
+
 def _needs(domains: set[str], addresses: tuple[str, ...]) -> bool:
     """Is one of the addresses in or below one of the domains?"""
     for address in addresses:
@@ -200,6 +214,10 @@ def _needs(domains: set[str], addresses: tuple[str, ...]) -> bool:
 
 def check(records: Database, view: View) -> Iterator[Finding]:
     """Every breach of a rule by one of ``records``."""
+    for name, domain in records.domains.items():
+        for other in domain.dkim.also if domain.dkim else ():
+            if wrong := _no_signer(name, other, view.domain(other)):
+                yield Place("domain", name), "dkim.also", other, f"dkim.also: {wrong}"
     for name, user in records.users.items():
         place = Place("user", name)
         yield from _domain_is_ours(place, view)
@@ -217,6 +235,15 @@ def check(records: Database, view: View) -> Iterator[Finding]:
             yield Place("alias", name), "", "", f"{name} is a group too ({path_of(Place('group', name))})"
     for name, group in records.groups.items():
         yield from _expansion(Place("group", name), "members", group.members, view, expander)
+
+
+def _no_signer(name: str, other: str, found: Domain | None) -> str:
+    """Why ``other`` cannot sign the mail of the domain ``name`` too; "" if it can."""
+    if other == name:
+        return f"{other} signs its own mail anyway"
+    if found is None:
+        return f"there is no {path_of(Place('domain', other))}"
+    return "" if found.sign else f"{other} does not sign: sign = false"
 
 
 def _expansion(place: Place, key: str, targets: tuple[str, ...], view: View, expander: Expander) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ import msgspec
 from ptt.directory import names
 from ptt.directory.records import Alias, Domain, Group, Limits, Record, Route, User
 from ptt.directory.values import MAX_TEXT, value_mistakes
+from ptt.dkim.rules import Rules
 
 Kind = Literal["domain", "user", "alias", "group", "route"]
 FOLDERS: dict[str, Kind] = {
@@ -56,9 +57,9 @@ _STRUCTS: dict[Kind, type[Domain] | type[User] | type[Alias] | type[Group] | typ
     "route": Route,
 }
 _FIELDS: dict[type, dict[str, msgspec.structs.FieldInfo]] = {
-    struct: {f.name: f for f in msgspec.structs.fields(struct)} for struct in (*_STRUCTS.values(), Limits)
+    struct: {f.name: f for f in msgspec.structs.fields(struct)} for struct in (*_STRUCTS.values(), Limits, Rules)
 }
-_TABLES: dict[str, type] = {"limits": Limits}  # keys that are tables of their own
+_TABLES: dict[str, type] = {"limits": Limits, "dkim": Rules}  # keys that are tables of their own
 
 
 _FOLDER_OF = {kind: folder for folder, kind in FOLDERS.items()}
@@ -186,8 +187,8 @@ def dump(record: Record) -> bytes:
         if isinstance(value, tuple):
             items = "".join(f"    {_quote(v)},\n" for v in value)
             lines.append(f"{field.name} = [\n{items}]\n" if value else f"{field.name} = []\n")
-        elif isinstance(value, Limits):
-            tables.append("\n[limits]\n")
+        elif isinstance(value, Limits | Rules):
+            tables.append(f"\n[{field.name}]\n")
             tables += [f"{k} = {_value(v)}\n" for k, v in msgspec.to_builtins(value).items()]
         else:
             lines.append(f"{field.name} = {_value(value)}\n")
@@ -195,6 +196,8 @@ def dump(record: Record) -> bytes:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_quote, value))}]"
     return _quote(value) if isinstance(value, str) else str(value).lower()
 
 

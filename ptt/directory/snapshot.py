@@ -23,6 +23,7 @@ from ptt.directory import verifiers
 from ptt.directory.files import ReadFile
 from ptt.directory.reader import (
     ALIAS,
+    DKIM,
     DOMAIN,
     FORMAT,
     LIMITS,
@@ -49,7 +50,7 @@ DAMAGED = ".damaged"  # appended to the name of a file that cannot be opened; ne
 _encode = msgspec.msgpack.Encoder().encode
 _KEYS: dict[Kind, tuple[bytes, ...]] = {
     "user": (USER, LIMITS),
-    "domain": (DOMAIN, LIMITS),
+    "domain": (DOMAIN, LIMITS, DKIM),
     "alias": (ALIAS,),
     "group": (ALIAS,),
     "route": (ROUTE,),
@@ -159,6 +160,7 @@ def public_pairs(changes: Changes) -> Pairs:
         view = DomainView(name, domain.sign, domain.subdomains, domain.postmaster or f"postmaster@{name}")
         pairs[key(DOMAIN, name)] = _encode(view)
         pairs[key(LIMITS, name)] = _limits(domain.limits)
+        pairs[key(DKIM, name)] = None if domain.dkim is None else _encode(domain.dkim)
     for name, user in changes.records.users.items():
         shown = UserView(name, verifiers.version_of(user), user.disabled, user.addresses)
         pairs[key(USER, name)] = _encode(shown)

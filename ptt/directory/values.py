@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from ptt.config import split_address
 from ptt.directory import names
 from ptt.directory.records import Alias, Domain, Group, Limits, Record, Route, User
+from ptt.dkim import rules
 
 MAX_ADDRESSES = 1_000  # of one user
 MAX_TARGETS = 1_000  # of one alias: the most recipients that one message may have by default
@@ -40,6 +41,8 @@ def value_mistakes(record: Record) -> Iterator[Found]:
             yield "postmaster", "", f"postmaster: {wrong}"
         if record.limits is not None and record.limits.connections is not None:
             yield "limits.connections", "", "limits.connections: is for users only"
+        if record.dkim is not None:
+            yield from _dkim(record, record.dkim)
     elif isinstance(record, User):
         yield from _each("password", (record.password,), argon2_mistake)
         yield from _each("scram", (record.scram,), scram_mistake)
@@ -52,6 +55,14 @@ def value_mistakes(record: Record) -> Iterator[Found]:
         yield from _group(record)
     if isinstance(record, Domain | User) and record.limits == Limits():
         yield "limits", "", "limits: the table is empty"
+
+
+def _dkim(domain: Domain, table: rules.Rules) -> Iterator[Found]:
+    if not domain.sign:
+        yield "dkim", "", "dkim: means nothing with sign = false"
+    for key, value, wrong in rules.mistakes(table):
+        full = f"dkim.{key}" if key else "dkim"
+        yield full, value, f"{full}: {wrong}"
 
 
 def _group(group: Group) -> Iterator[Found]:

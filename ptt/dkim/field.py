@@ -45,6 +45,8 @@ ONCE = (b"sender", b"resent-date", b"resent-from", b"resent-to", b"resent-cc", b
 SIGNED: frozenset[bytes] = frozenset(ALWAYS + IF_PRESENT + ONCE)
 """Every field that may be signed: what ``header_fields`` has to find."""
 
+_GROUPS = ((ALWAYS, 1, True), (IF_PRESENT, 1, False), (ONCE, 0, False))  # names, once more, when absent too
+
 MAX_INSTANCES = 8  # of one name: RFC 5322, 3.6 allows one (Resent fields: one a hop); the lowest ones are signed
 LINE = 76  # RFC 5322, 2.1.1 recommends 78
 SHAPES = 512  # h= texts remembered: one for each combination of fields that occurs
@@ -53,6 +55,7 @@ MAX_DATA = 1024 * 1024  # of all that one signature covers; a To with a thousand
 MAX_FIELD = 8192  # bytes of a signature field that is read back; ours are under 4 KiB with every name 8 times
 
 _FIELD_NAME = b"dkim-signature"
+_DOMAINS = re.compile(rb"@([A-Za-z0-9._-]{1,253})")
 _ONE_FIELD = re.compile(rb"dkim-signature:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.IGNORECASE)
 
 
@@ -82,14 +85,29 @@ class Unsigned(NamedTuple):
         return self.field + b"\r\n\t".join(lines) + b"\r\n"
 
 
-def choose(fields: Mapping[bytes, list[bytes]], canon: Canon = "relaxed") -> Chosen:
+@functools.lru_cache(SHAPES)
+def _groups(oversign: tuple[str, ...]) -> tuple[tuple[tuple[bytes, ...], int, bool], ...]:
+    """What is signed when a domain wants ``oversign`` signed as From is."""
+    own = tuple(name.encode("ascii") for name in oversign)
+    groups = [(tuple(n for n in names if n not in own), extra, absent) for names, extra, absent in _GROUPS]
+    return groups[0], (own, 1, True), *groups[1:]
+
+
+@functools.lru_cache(SHAPES)
+def wanted(oversign: tuple[str, ...]) -> frozenset[bytes]:
+    """What ``header_fields`` has to find for such a domain."""
+    return SIGNED.union(name.encode("ascii") for name in oversign)
+
+
+def choose(fields: Mapping[bytes, list[bytes]], canon: Canon = "relaxed", oversign: tuple[str, ...] = ()) -> Chosen:
     """Which fields are signed and how often; ``fields`` as ``header_fields`` found them under the same form.
 
+    ``oversign``: lower-case names of fields that are signed once more than they occur, beside the usual ones.
     Several fields of one name are taken from the bottom up (RFC 6376, 5.4.2).
     """
     shape: list[tuple[bytes, int]] = []
     data: list[bytes] = []
-    for names, extra, absent in ((ALWAYS, 1, True), (IF_PRESENT, 1, False), (ONCE, 0, False)):
+    for names, extra, absent in _groups(oversign) if oversign else _GROUPS:
         for name in names:
             values = fields.get(name)
             if values:
@@ -121,13 +139,18 @@ def unsigned(
     algorithm: Algorithm,
     time: int,
     body_canon: Canon = "relaxed",
+    expires: int = 0,
+    identity: str = "",
 ) -> Unsigned:
-    """The field without its signature, and what is to be signed. ``time``: seconds since the epoch, for t=."""
+    """The field without its signature, and what is to be signed. ``time``: seconds since the epoch, for t=; so is
+    ``expires``, for x=, 0: none. ``identity``: the domain for i=, the signing one or below it; "": none."""
+    lasting = f" x={expires};" if expires else ""
+    whose = f" i=@{identity};" if identity else ""
     hashed = base64.b64encode(body_hash).decode("ascii")
     tags = (
         (
-            f"v=1; a={algorithm}; c={chosen.canon}/{body_canon}; t={time};\r\n"
-            f"\td={domain}; s={selector};\r\n"
+            f"v=1; a={algorithm}; c={chosen.canon}/{body_canon}; t={time};{lasting}\r\n"
+            f"\td={domain}; s={selector};{whose}\r\n"
             f"\tbh={hashed};\r\n\t"
         ).encode("ascii")
         + chosen.names
@@ -165,6 +188,20 @@ def signature_tags(data: bytes) -> dict[str, str]:
         raise BadSignatureField("v= is not 1, or b= is not empty and last")
     if "l" in tags:
         raise BadSignatureField("l= is never signed")
+    if "i" in tags and not _at_or_below(tags["i"], tags.get("d", "")):
+        raise BadSignatureField("i= is not in d= (RFC 6376, 3.5)")
     if "from" not in tags.get("h", "").lower().split(":"):
         raise BadSignatureField("From is not signed (RFC 6376, 5.4)")
     return tags
+
+
+def _at_or_below(identity: str, domain: str) -> bool:
+    found = identity.lower().rpartition("@")[2]
+    return "@" in identity and (found == domain or found.endswith("." + domain))
+
+
+def author_domain(fields: Mapping[bytes, list[bytes]], domain: str) -> str:
+    """The domain of From, for i=, where it is below ``domain``; else "". ``fields`` as ``header_fields`` found them."""
+    found = _DOMAINS.findall(fields.get(b"from", [b""])[-1])
+    author = found[-1].decode("ascii").lower().rstrip(".") if found else ""
+    return author if author.endswith("." + domain) else ""

@@ -55,7 +55,7 @@ class Worker:
         self.pipeline = Pipeline(
             config,
             self.spool,
-            build_signing(config) if config.signs else None,
+            build_signing(config, self.snapshot.rules) if config.signs else None,
             self.relay,
             log,
             self.counters,

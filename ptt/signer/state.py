@@ -22,6 +22,7 @@ import msgspec
 
 from ptt.config import Config
 from ptt.dkim.keys import same_key, valid_name
+from ptt.dkim.rules import DEFAULT, Rules
 
 KeyAlgorithm = Literal["rsa2048", "rsa3072", "rsa4096", "ed25519"]
 
@@ -131,11 +132,28 @@ def all_public_keys(public: str) -> list[PublicKey]:
 
 class Active(NamedTuple):
     """The keys of one domain. ``signing``: the newest that is served of each kind, Ed25519 only beside RSA where there
-    is an RSA key; ``known``: there are keys.
+    is an RSA key; ``known``: there are keys; ``usable``: all that are not retired, newest first, and which are served.
     """
 
     signing: tuple[PublicKey, ...]
     known: bool
+    usable: tuple[tuple[PublicKey, bool], ...] = ()
+
+
+def choose_keys(usable: Sequence[tuple[PublicKey, bool]], rules: Rules = DEFAULT) -> tuple[PublicKey, ...]:
+    """The keys that sign by the rules of their domain, RSA first; none where Ed25519 would stand in for an RSA key that
+    is not served: most verifiers know no Ed25519, and for them the mail would be unsigned.
+    """
+    kinds: dict[str, list[PublicKey]] = {"rsa": [], "ed25519": []}
+    has_rsa = False
+    for key, served in usable:
+        kind = "ed25519" if key.algorithm == "ed25519" else "rsa"
+        if key.selector not in rules.selectors if rules.selectors else kind not in rules.algorithms:
+            continue
+        has_rsa = has_rsa or kind == "rsa"
+        if served and (rules.selectors or not kinds[kind]):
+            kinds[kind].append(key)
+    return () if has_rsa and not kinds["rsa"] else (*kinds["rsa"], *kinds["ed25519"])
 
 
 class _Seen(NamedTuple):
@@ -195,15 +213,12 @@ class KeyView:
     def _look(self, domain: str) -> Active:
         keys = public_keys(self._public, domain)
         gone = self._revoked | self._retired
-        usable = [key for key in keys if (domain, key.selector) not in gone]
-        signing: dict[bool, PublicKey] = {}
-        for key in usable:
-            record = self._served.get((domain, key.selector))
-            if record is not None and same_key(record, key.record):
-                signing.setdefault(key.algorithm == "ed25519", key)
-        if False not in signing and any(key.algorithm != "ed25519" for key in usable):
-            signing.clear()  # most verifiers know no Ed25519: for them the mail would be unsigned
-        return Active(tuple(signing[kind] for kind in sorted(signing)), bool(keys))
+        usable = tuple((key, self._is_served(key)) for key in keys if (domain, key.selector) not in gone)
+        return Active(choose_keys(usable), bool(keys), usable)
+
+    def _is_served(self, key: PublicKey) -> bool:
+        record = self._served.get((key.domain, key.selector))
+        return record is not None and same_key(record, key.record)
 
 
 def _mark(path: str) -> object:

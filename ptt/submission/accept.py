@@ -108,7 +108,7 @@ class Accept:
         if len(recipients) > MAX_EXPANDED:
             return self._refuse(offer, TOO_MANY, "alias")
         id, now = new_id(int(began * 1000)), int(began * 1000)
-        envelope = self._complete(offer, addresses, now)
+        envelope = self._complete(offer, header, addresses, now)
         body = self._body(offer, header, show_id(id), began)
         conditions = UNCONDITIONAL
         if offer.service == "submission":
@@ -214,12 +214,12 @@ class Accept:
                 break
         return list(found.values())
 
-    def _complete(self, offer: Offer, header_from: list[str], now: int) -> Envelope:
+    def _complete(self, offer: Offer, header: headers.Header, header_from: list[str], now: int) -> Envelope:
         """The envelope with who signs. What another role has decided is kept."""
         envelope = offer.envelope
         domain = envelope.signing_domain
         if not domain and self.config.role in ("all", "submission"):
-            domain = policy.signing_domain(self.directory, header_from, envelope.sender)
+            domain = policy.signing_domain(self.directory, header_from, header, envelope.sender)
         commit = envelope.commit or self.directory.commit
         return msgspec.structs.replace(envelope, received=now, signing_domain=domain, commit=commit)
 

@@ -146,6 +146,7 @@ class BaseOf:
     def __init__(self, database: Database) -> None:
         self.domain, self.has_user, self.alias = database.domain, database.has_user, database.alias
         self.group = database.group
+        self._domains = database.domains
         self._aliases, self._groups, self._users = database.aliases, database.groups, database.users
 
     def aliases(self) -> dict[str, Alias]:
@@ -156,6 +157,9 @@ class BaseOf:
 
     def senders(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         return ((name, user.addresses) for name, user in self._users.items())
+
+    def signers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        return ((name, domain.dkim.also) for name, domain in self._domains.items() if domain.dkim)
 
 
 Lists = dict[str, list[str]]

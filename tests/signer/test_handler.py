@@ -10,12 +10,13 @@ import pytest
 
 from ptt.config import load
 from ptt.dkim.field import MAX_DATA
+from ptt.dkim.rules import DEFAULT
 from ptt.log import Log
 from ptt.metrics import Counters, Snapshot
 from ptt.signer import keystore, stage
 from ptt.signer.handler import MAX_BATCH, Handler
 from ptt.signer.keystore import Keystore
-from ptt.signer.state import Active, PublicKey
+from ptt.signer.state import PublicKey
 
 MESSAGE = b"From: a@example.org\r\n\r\nbody\r\n"
 
@@ -52,7 +53,7 @@ def made(tmp_path: pathlib.Path) -> Iterator[Made]:
 def data_of(key: PublicKey, **changes: str) -> bytes:
     """What a worker sends for this key; ``changes``: of the key as the worker pretends it to be."""
     pretended = msgspec.structs.replace(key, **changes)
-    return stage.prepare(pretended.domain, Active((pretended,), True), MESSAGE, 1)[0].data
+    return stage.prepare([(pretended, DEFAULT)], MESSAGE, 1)[0].data
 
 
 def test_sign(made: Made) -> None:

@@ -16,10 +16,11 @@ import gevent
 import gevent.pool
 import pytest
 
+from ptt.dkim.rules import DEFAULT
 from ptt.message import Envelope
 from ptt.net.frames import MAX_FRAME, frame
 from ptt.signer import stage
-from ptt.signer.state import Active, PublicKey, public_keys
+from ptt.signer.state import PublicKey, public_keys
 
 MESSAGE = b"From: a@example.org\r\n\r\nbody\r\n"
 Until = Callable[[Callable[[], object]], None]
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 def request(key: PublicKey) -> list[Any]:
-    return ["id1", key.domain, key.selector, stage.prepare(key.domain, Active((key,), True), MESSAGE, 1)[0].data]
+    return ["id1", key.domain, key.selector, stage.prepare([(key, DEFAULT)], MESSAGE, 1)[0].data]
 
 
 def processor_status(pid: int, name: str) -> str:

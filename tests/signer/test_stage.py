@@ -11,6 +11,7 @@ import pytest
 
 from ptt.config import Config, load
 from ptt.dkim import canonical
+from ptt.dkim.rules import DEFAULT
 from ptt.message import Envelope
 from ptt.net.rpc import RpcUnavailable
 from ptt.signer import keystore, stage, state
@@ -164,7 +165,7 @@ def test_a_large_message_leaves_the_loop_free(bench: Bench) -> None:
     assert isinstance(found, Signed)
     assert len(turns) >= len(message) // canonical.CHUNK_BYTES
     (key,) = public_keys(bench.config.signer.public, "example.org")
-    direct = stage.prepare("example.org", state.Active((key,), True), message, 1_700_000_000)
+    direct = stage.prepare([(key, DEFAULT)], message, 1_700_000_000)
     assert bench.asked[-1].data == direct[0].data
 
 
