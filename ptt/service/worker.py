@@ -24,6 +24,7 @@ from ptt.dns.resolver import Resolver  # noqa: E402
 from ptt.metrics import Counters  # noqa: E402
 from ptt.net.rpc import RpcClient, RpcError  # noqa: E402
 from ptt.pipeline import Pipeline  # noqa: E402
+from ptt.relay.classify import rules  # noqa: E402
 from ptt.relay.delivery import Relay  # noqa: E402
 from ptt.service import child as children  # noqa: E402
 from ptt.service.child import Child  # noqa: E402
@@ -136,6 +137,7 @@ class Worker:
 
 def main() -> None:
     child = children.start("worker")
+    rules()  # its file, too, may be out of reach after the change of user
     child.enter()
     Worker(child).run()
 
