@@ -141,7 +141,15 @@ def _route(name: str, after: Route | None) -> str:
         whose += " and its subdomains"
     if after is None:
         return f"mail {whose} takes the usual way again"
-    return f"mail {whose} goes to " + (f"{after.host} (TLS: {after.tls})" if after.host else "its MX hosts")
+    if after.via == "discard":
+        return f"mail {whose} is discarded"
+    where = {"mx": "its MX hosts", "lmtp": f"{after.host} by LMTP", "smarthost": f"{after.host} (TLS: {after.tls})"}
+    more = [f"{word} {value}" for word, value in _route_more(after) if value]
+    return f"mail {whose} goes to {', '.join([where[after.via], *more])}"
+
+
+def _route_more(route: Route) -> list[tuple[str, str]]:
+    return [("logged in as", route.credentials), ("from", route.source), ("or else to", route.fallback)]
 
 
 def _limits(before: Limits | None, after: Limits | None) -> Iterator[str]:

@@ -29,7 +29,17 @@ _ARGON2 = re.compile(
 )
 _SCRAM = re.compile(r"SCRAM-SHA-256\$([1-9]\d{0,9}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 
-NOT_IN_USE = frozenset({"lmtp", "discard"})  # kinds of routes that the relay does not know: refused, not ignored
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of credentials and sources: names on a host
+MAX_UNIX_PATH = 107  # octets that a Unix socket's address has room for
+
+# Keys that mean nothing for a kind of route.
+_NOT_FOR: dict[str, tuple[str, ...]] = {
+    "smarthost": (),
+    "mx": ("host", "tls", "credentials"),
+    "lmtp": ("tls", "credentials", "fallback", "source"),
+    "discard": ("host", "tls", "credentials", "fallback", "source"),
+}
+_ROUTE_DEFAULT = Route("mx")
 
 Found = tuple[str, str, str]  # key, value (to find the line; may be ""), what is wrong
 
@@ -80,18 +90,29 @@ def _targets(key: str, values: tuple[str, ...]) -> Iterator[Found]:
 
 
 def _route(route: Route) -> Iterator[Found]:
-    if route.via in NOT_IN_USE:
-        yield "via", "", f"via: {route.via!r} is not in use yet; possible are smarthost and mx"
-        return
-    for key in ("credentials", "fallback", "source"):
-        if getattr(route, key):
-            yield key, "", f"{key}: is not in use yet"
-    if route.via == "mx":
-        for key, default in (("host", ""), ("tls", "opportunistic")):
-            if getattr(route, key) != default:
-                yield key, "", f'{key}: means nothing with via = "mx"'
-    elif wrong := _host_mistake(route.host):
+    unfit = _NOT_FOR[route.via]
+    for key in unfit:
+        if getattr(route, key) != getattr(_ROUTE_DEFAULT, key):
+            yield key, "", f'{key}: means nothing with via = "{route.via}"'
+    if "host" not in unfit and (wrong := _route_host_mistake(route)):
         yield "host", "", f"host: {wrong}"
+    if "fallback" not in unfit and route.fallback and (wrong := _host_mistake(route.fallback)):
+        yield "fallback", "", f"fallback: {wrong}"
+    for key in ("credentials", "source"):
+        value = getattr(route, key)
+        if key not in unfit and value and not _FILE_NAME.fullmatch(value):
+            yield key, "", f"{key}: {value[:64]!r} is no name: letters, digits, - and _, 64 at most"
+    if "tls" not in unfit and route.credentials and route.tls == "none":
+        yield "tls", "", 'tls: with credentials "none" is not possible, no password is sent in clear'
+
+
+def _route_host_mistake(route: Route) -> str:
+    if route.via != "lmtp" or not route.host.startswith("unix:"):
+        return _host_mistake(route.host)
+    path = route.host.removeprefix("unix:")
+    if not path.startswith("/") or not path.isprintable() or len(path.encode()) > MAX_UNIX_PATH:
+        return f"must be unix: and an absolute path of at most {MAX_UNIX_PATH} octets"
+    return ""
 
 
 def _host_mistake(text: str) -> str:

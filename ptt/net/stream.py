@@ -303,6 +303,24 @@ def connect(host: str, port: int, timeout: float, source: str | None = None) -> 
     return GeventStream(sock, peer)
 
 
+def connect_unix(path: str, timeout: float) -> GeventStream:
+    """Connect to a Unix socket. Raises ConnectFailed."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+    except TimeoutError as e:
+        sock.close()
+        raise ConnectFailed(f"{path} did not answer in {timeout:g} s") from e
+    except OSError as e:
+        sock.close()
+        raise ConnectFailed(f"{path}: {_reason(e)}") from e
+    except BaseException:
+        sock.close()
+        raise
+    return GeventStream(sock, path)
+
+
 def show_address(host: str, port: int) -> str:
     """``"192.0.2.1:25"``, ``"[2001:db8::1]:25"``."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -19,14 +19,15 @@ from ptt.config import Config
 from ptt.log import Log
 from ptt.message import Envelope
 from ptt.metrics import Counters
-from ptt.net.stream import Stream
-from ptt.relay import mx
+from ptt.net.stream import ConnectFailed, Stream, connect, connect_unix
+from ptt.relay import lmtp, mx
 from ptt.relay.attempt import Hands, Job, Outcomes, Tried, Wanted, attempt, compose
 from ptt.relay.classify import classify
 from ptt.relay.connections import IdleConnections, Key
+from ptt.relay.credentials import log_in
 from ptt.relay.eyeballs import DeadAddresses, Raced, race
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome, of_error
-from ptt.relay.routing import Overrides, Route, Router, Source
+from ptt.relay.routing import UNIX, Overrides, Route, Router, Source
 from ptt.relay.session import Connection, NoSession, Target, TlsUse, open_connection
 from ptt.smtp.errors import UnsendableAddress
 
@@ -84,9 +85,16 @@ class Relay:
             self._log_attempt(job, [route], None, 0.0)
             return {item: route for item, _ in recipients}
         self._remember(lane, route.site)
+        if route.via == "discard":
+            gone = Delivered(f"discarded by the route of {lane}", "discard")
+            self._log_attempt(job, [gone], None, 0.0)
+            return {item: gone for item, _ in recipients}
         outcomes: Outcomes = {}
         for start in range(0, len(recipients), MAX_RECIPIENTS):
-            outcomes.update(attempt(route, job, recipients[start : start + MAX_RECIPIENTS], self._hands))
+            portion = recipients[start : start + MAX_RECIPIENTS]
+            outcomes.update(attempt(route, job, portion, self._hands))
+            if route.fallback and (left := unreached_by(portion, outcomes)):
+                outcomes.update(attempt(self.router.fallback(route), job, left, self._hands))
         if unreached := [o for o in outcomes.values() if o.phase == "DNS"]:  # no host was even tried
             self._log_attempt(job, unreached, None, 0.0)
         return outcomes
@@ -118,6 +126,8 @@ class Relay:
         return None
 
     def _connect_and_converse(self, target: Target, route: Route, job: Job, wanted: Sequence[Wanted]) -> Tried:
+        if route.via == "lmtp":
+            return self._lmtp(target, job, wanted)
         began = self.clock()
         raced = self._dial(target, route.source)
         tried = [ip for ip, _ in raced.failures]
@@ -151,16 +161,38 @@ class Relay:
         return raced
 
     def _open(self, target: Target, route: Route, stream: Stream) -> Connection:
-        """A new connection; in clear after TLS failed, where that is allowed. Raises NoSession."""
+        """A new connection, logged in; in clear after TLS failed, where that is allowed. Raises NoSession."""
         settings, source = self.config.relay, route.source
         ehlo, own = (source.ehlo, source.towards(target.ip)) if source is not None else (self.config.ehlo, None)
         try:
-            return open_connection(target, route.use, ehlo, settings, dialled=stream)
+            connection = open_connection(target, route.use, ehlo, settings, dialled=stream)
         except NoSession as e:
             if route.use.required or not e.tls_failed:
                 raise
             self.log.warning("TLS failed, going on without", peer=target.peer, reason=e.outcome.text)
             return open_connection(target, TlsUse(None, required=False), ehlo, settings, own)
+        if route.credentials:
+            try:
+                log_in(connection, settings.credentials, route.credentials)
+            except BaseException:
+                connection.stream.close()
+                raise
+        return connection
+
+    def _lmtp(self, target: Target, job: Job, wanted: Sequence[Wanted]) -> Tried:
+        began, settings = self.clock(), self.config.relay
+        try:
+            if target.ip.startswith(UNIX):
+                stream = connect_unix(target.ip.removeprefix(UNIX), settings.connect_seconds)
+            else:
+                stream = connect(target.ip, target.port, settings.connect_seconds)
+        except ConnectFailed as e:
+            failed = of_error(e, "connect", target.peer)
+            return Tried(False, self._no_session(failed, job, wanted, began), [target.ip])
+        self.counters.count("ptt_connections_total", "none")
+        outcomes = lmtp.deliver(stream, target.peer, job, wanted, self.config.ehlo, settings)
+        self._log_attempt(job, list(outcomes.values()), None, self.clock() - began)
+        return Tried(True, outcomes, [target.ip])
 
     def _converse(
         self, connection: Connection, key: Key, route: Route, job: Job, wanted: Sequence[Wanted]
@@ -263,6 +295,15 @@ class Relay:
             reply_class=classify(shown),
             seconds=round(seconds, 4),
         )
+
+
+def unreached_by(wanted: Sequence[Wanted], outcomes: Outcomes) -> list[Wanted]:
+    """The recipients about whom no host has said a word: these a fall-back relay may have at once."""
+    return [
+        (item, recipient)
+        for item, recipient in wanted
+        if isinstance(o := outcomes[item], Deferred) and not (o.reply or o.maybe or o.seven_bit)
+    ]
 
 
 def _any_source(_: str) -> None:

@@ -126,9 +126,11 @@ class Router:
             text = f"the route of {lane} names the source {override.source}, which this host has not"
             return Deferred(text, "route", "", "4.3.5")
         found = self._overridden(lane, override)
+        source = self.sources.get(override.source)
+        if isinstance(found, Deferred) and override.fallback:  # DNS does not answer
+            return self._smarthost(lane, override.fallback, relay.tls)._replace(source=source)
         if not isinstance(found, Route):
             return found
-        source = self.sources.get(override.source)
         return found._replace(credentials=override.credentials, fallback=override.fallback, source=source)
 
     def _overridden(self, lane: str, override: Override) -> Route | Deferred | Failed:
@@ -200,6 +202,9 @@ class Router:
 
     def _of_host(self, route: Route, host: str, late: list[Target]) -> Iterator[Target | Deferred | Failed]:
         """The addresses of a host: those that DNS gives soon, then those for which it took longer."""
+        if host.startswith(UNIX):
+            yield Target("localhost", host, 0)
+            return
         known: list[str] = []
         for early in (True, False):
             try:

@@ -78,17 +78,37 @@ def test_connections_are_those_of_a_user() -> None:
         ("via = 'smarthost'\nhost = 'x.example:0'", 2, "host: 'x.example:0': the port"),
         ("via = 'mx'\nhost = 'x.example:25'", 2, "host: means nothing"),
         ("via = 'mx'\ntls = 'verify'", 2, "tls: means nothing"),
-        ("\nvia = 'lmtp'\nhost = 'x.example:24'", 2, "via: 'lmtp' is not in use yet"),
-        ("via = 'discard'", 1, "via: 'discard' is not in use yet"),
-        ("via = 'smarthost'\nhost = 'x.example:25'\ncredentials = 'a'", 3, "credentials: is not in use yet"),
-        ("via = 'mx'\nfallback = 'x.example:25'", 2, "fallback: is not in use yet"),
-        ("via = 'mx'\nsource = 'a'", 2, "source: is not in use yet"),
+        ("\nvia = 'lmtp'\nhost = 'x.example'", 3, "host: 'x.example' is not HOST:PORT"),
+        ("via = 'lmtp'\nhost = 'unix:run/lmtp'", 2, "host: must be unix: and an absolute path"),
+        ("via = 'lmtp'\nhost = 'unix:/" + "x" * 107 + "'", 2, "host: must be unix: and an absolute path"),
+        ("via = 'smarthost'\nhost = 'unix:/x'", 2, "host: "),
+        ("via = 'lmtp'\nhost = 'x.example:24'\ntls = 'verify'", 3, "tls: means nothing"),
+        ("via = 'discard'\nhost = 'x.example:24'", 2, "host: means nothing"),
+        ("via = 'smarthost'\nhost = 'x.example:25'\ncredentials = '../x'", 3, "credentials: '../x' is no name"),
+        ("via = 'smarthost'\nhost = 'x.example:25'\ntls = 'none'\ncredentials = 'x'", 3, "tls: with credentials"),
+        ("via = 'mx'\ncredentials = 'x'", 2, "credentials: means nothing"),
+        ("via = 'mx'\nfallback = 'x.example'", 2, "fallback: 'x.example' is not HOST:PORT"),
+        ("via = 'mx'\nsource = '.a'", 2, "source: '.a' is no name"),
         ("via = 'uucp'", 1, "via: Invalid enum value 'uucp'"),
     ],
 )
 def test_routes_that_are_refused(text: str, line: int, reason: str) -> None:
     (found,) = wrong("routes/x.example.toml", text)
     assert found.startswith(f"routes/x.example.toml:{line}: {reason}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "via = 'discard'",
+        "via = 'lmtp'\nhost = 'mail.example:24'",
+        "via = 'lmtp'\nhost = 'unix:/run/dovecot/lmtp'",
+        "via = 'mx'\nsource = 'bulk'\nfallback = 'backup.example:25'",
+        "via = 'smarthost'\nhost = '[2001:db8::1]:587'\ncredentials = 'example'\ntls = 'verify'\nsource = 'b-1'",
+    ],
+)
+def test_routes_that_are_taken(text: str) -> None:
+    assert not isinstance(parse("routes/x.example.toml", text.encode()), list)
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,13 @@ class Peer:
         self.connections = 0
         self.commands: list[str] = []
         self.contents: list[bytes] = []
-        self._listener = socket.socket()
+        self.clients: list[str] = []
+        unix = ip.startswith("/")
+        self._listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((ip, port))
+        self._listener.bind(ip if unix else (ip, port))
         self._listener.listen(128)
-        self.port = self._listener.getsockname()[1]
+        self.port = 0 if unix else self._listener.getsockname()[1]
         self._greenlets = gevent.pool.Group()
         self._greenlets.spawn(self._accept)
 
@@ -81,6 +83,7 @@ class Peer:
             sock, address = self._listener.accept()
             plan = self.plans[min(self.connections, len(self.plans) - 1)]
             self.connections += 1
+            self.clients.append(address[0] if address else "")
             self._greenlets.spawn(self._serve, GeventStream(sock, str(address)), sock, {**self.NORMAL, **plan})
 
     def _serve(self, stream: Stream, sock: socket.socket, plan: Plan) -> None:
