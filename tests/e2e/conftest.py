@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -68,8 +69,8 @@ class Real(Sandbox):
         raise AssertionError(f"{what}: not in the log after {seconds} s\n{self.log.read_text()[-4000:]}")
 
 
-@pytest.fixture
-def directory() -> Iterator[pathlib.Path]:
+@contextlib.contextmanager
+def open_directory() -> Iterator[pathlib.Path]:
     """A directory that other users can enter: as root each process then has its own user."""
     path = pathlib.Path(tempfile.mkdtemp(prefix="ptt-"))
     path.chmod(0o755)
@@ -77,9 +78,8 @@ def directory() -> Iterator[pathlib.Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.fixture
-def make_service(directory: pathlib.Path) -> Iterator[Callable[..., Real]]:
-    """A function (change, name="ptt", start=True): a service whose configuration ``change`` has edited."""
+@contextlib.contextmanager
+def services(directory: pathlib.Path) -> Iterator[Callable[..., Real]]:
     made: list[Real] = []
 
     def make(change: Callable[[Any], None], name: str = "ptt", start: bool = True, **options: Any) -> Real:
@@ -107,10 +107,7 @@ def use_peers(document: Any, named: Any, resolver: str, mx_port: int) -> None:
     document["relay"]["mx_port"] = mx_port
 
 
-@pytest.fixture
-def peers(named: Any, unbound: Any, postfix_mx: Any, directory: pathlib.Path) -> Callable[[Any], None]:
-    """A change of the configuration: BIND as primary, Unbound as resolver, Postfix as everybody's MX."""
-
+def peers_of(directory: pathlib.Path, named: Any, unbound: Any, postfix_mx: Any) -> Callable[[Any], None]:
     def change(document: Any) -> None:
         key = directory / "ptt" / "primary.key"
         if not key.exists():
@@ -121,3 +118,29 @@ def peers(named: Any, unbound: Any, postfix_mx: Any, directory: pathlib.Path) ->
         use_peers(document, named, unbound.address, postfix_mx.port)
 
     return change
+
+
+@pytest.fixture
+def directory() -> Iterator[pathlib.Path]:
+    with open_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def make_service(directory: pathlib.Path) -> Iterator[Callable[..., Real]]:
+    """A function (change, name="ptt", start=True): a service whose configuration ``change`` has edited."""
+    with services(directory) as make:
+        yield make
+
+
+@pytest.fixture
+def peers(named: Any, unbound: Any, postfix_mx: Any, directory: pathlib.Path) -> Callable[[Any], None]:
+    """A change of the configuration: BIND as primary, Unbound as resolver, Postfix as everybody's MX."""
+    return peers_of(directory, named, unbound, postfix_mx)
+
+
+@pytest.fixture(scope="module")
+def shared_service(named: Any, unbound: Any, postfix_mx: Any) -> Iterator[Real]:
+    """One service between those peers for all tests of a module, which tell their messages apart by tokens."""
+    with open_directory() as directory, services(directory) as make:
+        yield make(peers_of(directory, named, unbound, postfix_mx))

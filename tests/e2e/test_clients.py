@@ -29,8 +29,8 @@ def mail(token: str, sender: str = "first@example.test", to: str = RECIPIENT, bo
 
 
 @pytest.fixture
-def service(make_service: Callable[..., Any], peers: Callable[[Any], None]) -> Any:
-    return make_service(peers)
+def service(shared_service: Any) -> Any:
+    return shared_service
 
 
 @pytest.fixture

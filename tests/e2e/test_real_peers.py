@@ -45,8 +45,8 @@ def need(program: str) -> str:
 
 
 @pytest.fixture
-def service(make_service: Callable[..., Any], peers: Callable[[Any], None]) -> Any:
-    return make_service(peers)
+def service(shared_service: Any) -> Any:
+    return shared_service
 
 
 def test_submit_sign_publish_deliver(service: Any, named: Any, postfix_mx: Any) -> None:
@@ -56,9 +56,9 @@ def test_submit_sign_publish_deliver(service: Any, named: Any, postfix_mx: Any) 
     assert arrived.endswith(b"line\r\n..dots\r\n.\r\nend  \r\n\r\n")
     assert dkim.verify(own_part(arrived), dnsfunc=txt_from(named))
     attempt = service.wait_for(
-        lambda line: line.get("id") == shown and line["event"] == "attempt", "the delivery attempt"
+        lambda line: line.get("id") == shown and line["event"] == "attempt" and line["outcome"] == "delivered",
+        "the attempt that delivers",  # the MX has an address of each family, Postfix listens on one
     )
-    assert attempt["outcome"] == "delivered"
     assert attempt["tls"]  # opportunistic STARTTLS
 
 
@@ -123,7 +123,8 @@ def test_null_mx_and_unknown_domain_bounce(
     assert RECIPIENT.encode() not in re.findall(rb"Final-Recipient: rfc822;(\S+)", text)
 
 
-def test_metrics_and_health(service: Any, postfix_mx: Any) -> None:
+def test_metrics_and_health(make_service: Callable[..., Any], peers: Callable[[Any], None], postfix_mx: Any) -> None:
+    service = make_service(peers)
     service.submit([RECIPIENT], mail("metrics"))
     assert postfix_mx.wait(b"X-Token: metrics")
     url = f"http://{service.config.admin.listen}"
