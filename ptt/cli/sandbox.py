@@ -172,11 +172,14 @@ class Sandbox:
         key = str(self.directory / "tsig.key")
         dns_command = ["ptt.dns.server", "--listen", f"127.0.0.1:{self.dns_port}", "--zone", self.domain]
         self._spawn("dns", [*dns_command, "--key", key, "--wildcard-mx", MX_HOST], "dns: ready")
+        self.spawn_sink(*self.sink_options, *(["--store", str(self.sunk)] if store else []))
+
+    def spawn_sink(self, *options: str) -> None:
+        """Start the sink, in place of one that runs, with options of ``ptt sink``."""
+        self._end("sink")
         certificate = ["--certificate", self.config.tls.public_certificate, "--key", self.config.tls.public_key]
-        sink_command = ["ptt", "sink", "--listen", f"127.0.0.1:{self.config.relay.mx_port}", *certificate]
-        self._spawn(
-            "sink", [*sink_command, *self.sink_options, *(["--store", str(self.sunk)] if store else [])], "sink: ready"
-        )
+        command = ["ptt", "sink", "--listen", f"127.0.0.1:{self.config.relay.mx_port}", *certificate]
+        self._spawn("sink", [*command, *options], "sink: ready")
 
     def start_service(self) -> None:
         self._spawn(
@@ -186,12 +189,8 @@ class Sandbox:
         )
 
     def restart_service(self) -> None:
-        """Start the service again after its supervisor died."""
-        for entry in [c for c in self._children if c[0] == "service"]:
-            entry[1].wait(STOP_SECONDS)
-            if entry[1].stdout:
-                entry[1].stdout.close()
-            self._children.remove(entry)
+        """Start the service again: after its supervisor died, or after it was ended here."""
+        self._end("service")
         self.start_service()
 
     def _spawn(self, name: str, command: list[str], ready: str) -> None:
@@ -223,7 +222,12 @@ class Sandbox:
 
     def stop(self) -> None:
         """End the processes, the service first so that it can drain."""
-        for _name, child in reversed(self._children):
+        for name, _child in reversed(self._children.copy()):
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        for entry in [c for c in self._children if c[0] == name]:
+            child = entry[1]
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
                 try:
@@ -233,7 +237,7 @@ class Sandbox:
                     child.wait()
             if child.stdout:
                 child.stdout.close()
-        self._children.clear()
+            self._children.remove(entry)
 
     def __enter__(self) -> Sandbox:
         return self
