@@ -117,11 +117,10 @@ def _records(repository: Repository, commit: str, listing: Listing) -> Database:
     wrong = list(listing.mistakes)
 
     def files() -> Iterator[tuple[str, bytes]]:
-        for path, oid in listing.files.items():
-            data = None if oid is None else repository.read(path, oid)
+        for path, data in repository.contents(listing):
             if isinstance(data, Mistake):
                 wrong.append(data)
-            elif data is not None:
+            else:
                 yield path, data
             if len(wrong) > MAX_MISTAKES:
                 return

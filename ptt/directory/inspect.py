@@ -42,11 +42,10 @@ def commit_mistakes(repository: Repository, commit: str) -> list[Mistake]:
     listing = repository.listing(commit)
     files: dict[str, bytes] = {}
     mistakes = list(listing.mistakes)
-    for path, oid in listing.files.items():
-        data = None if oid is None else repository.read(path, oid)
+    for path, data in repository.contents(listing):
         if isinstance(data, Mistake):
             mistakes.append(data)
-        elif data is not None:
+        else:
             files[path] = data
     return _all(mistakes, files)
 

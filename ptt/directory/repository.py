@@ -21,6 +21,8 @@ from pygit2.enums import ConfigLevel, DeltaStatus, FileMode, ObjectType
 from ptt.directory.schema import FLAT, FOLDERS, MAX_FILE_BYTES, Mistake, ignored
 
 MAX_FILES = 500_000  # five times the largest database that we measured
+MAX_TOTAL_BYTES = 128 * 1024 * 1024  # of the files that a commit changes: three times 100,000 users. One file may stand
+# under every name, so 500,000 of the largest size need no more than a few MiB in a pack
 MAX_TREE_BYTES = 64 * 1024 * 1024  # of one folder's list: some 800,000 names
 CACHE_BYTES = 16 * 1024 * 1024  # of libgit2's objects: each is read once
 LOCK_SECONDS = 150.0  # more than a fetch from a remote that stalls
@@ -152,6 +154,22 @@ class Repository:
             return self.git.odb.read(oid)[1]
         except (pygit2.GitError, KeyError, ValueError) as e:
             raise RepositoryError(f"{path}: {e}") from e
+
+    def contents(self, listing: Listing) -> Iterator[tuple[str, bytes | Mistake]]:
+        """(path, content, or what is wrong) of each file that is there; at most MAX_TOTAL_BYTES, then the last Mistake.
+
+        Raises RepositoryError.
+        """
+        room = MAX_TOTAL_BYTES
+        for path, oid in listing.files.items():
+            if oid is None:
+                continue
+            data = self.read(path, oid)
+            room -= len(data) if isinstance(data, bytes) else 0
+            if room < 0:
+                yield path, Mistake(path, 1, f"with this file the commit has more than {MAX_TOTAL_BYTES} bytes")
+                return
+            yield path, data
 
     def content(self, commit: str, path: str) -> bytes | None:
         """The content of one file of a commit; None if it is not there or not an ordinary file of lawful size."""

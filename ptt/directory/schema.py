@@ -12,6 +12,7 @@ between files in ``ptt.directory.rules``. ``docs/git-database.md`` is the same f
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ FLAT: frozenset[Kind] = frozenset({"domain", "route"})  # FOLDER/DOMAIN.toml; th
 SUFFIX = ".toml"
 
 MAX_FILE_BYTES = 65_536  # 1,000 alias targets of 64 bytes; a parser in Python needs some 40 ms for so much
+MAX_DOTS = 100  # outside strings, on one line: the parser's time grows with the square of the parts of a key
+MAX_OF_FILE = 100  # mistakes that are told of one file: each is looked for in it
 
 
 class Mistake(NamedTuple):
@@ -61,6 +64,8 @@ _FIELDS: dict[type, dict[str, msgspec.structs.FieldInfo]] = {
 }
 _TABLES: dict[str, type] = {"limits": Limits, "dkim": Rules}  # keys that are tables of their own
 
+
+_STRING = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'""")
 
 _FOLDER_OF = {kind: folder for folder, kind in FOLDERS.items()}
 
@@ -138,16 +143,29 @@ def parse(path: str, data: bytes) -> tuple[Place, Record] | list[Mistake]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
         return [Mistake(path, data.count(b"\n", 0, e.start) + 1, "is not UTF-8")]
+    if line := _deep_line(text):
+        return [Mistake(path, line, f"is nested too deeply: a key of more than {MAX_DOTS} parts")]
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as e:  # ValueError: TOMLDecodeError, and an integer of 5,000 digits
         return [_syntax_mistake(path, e)]
     struct = _STRUCTS[place.kind]
-    if mistakes := list(_type_mistakes(path, text, table, struct)):
+    if mistakes := list(itertools.islice(_type_mistakes(path, text, table, struct), MAX_OF_FILE)):
         return mistakes
     record: Record = msgspec.convert(table, struct)
-    mistakes = [Mistake(path, line_of(text, key, value), wrong) for key, value, wrong in value_mistakes(record)]
+    found = itertools.islice(value_mistakes(record), MAX_OF_FILE)
+    mistakes = [Mistake(path, line_of(text, key, value), wrong) for key, value, wrong in found]
     return mistakes or (place, record)
+
+
+def _deep_line(text: str) -> int:
+    """The number of a line with more than MAX_DOTS dots outside strings; 0 if there is none."""
+    if text.count(".") <= MAX_DOTS:
+        return 0
+    lines = text.split("\n")
+    several = '"""' in text or "'''" in text  # strings of several lines: then nothing is taken for a string
+    dotted = ((n, line) for n, line in enumerate(lines, 1) if line.count(".") > MAX_DOTS)
+    return next((n for n, line in dotted if several or _STRING.sub("", line).count(".") > MAX_DOTS), 0)
 
 
 def _syntax_mistake(path: str, error: Exception) -> Mistake:

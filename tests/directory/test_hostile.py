@@ -16,6 +16,7 @@ class Trees:
 
     def __init__(self, git: pygit2.Repository) -> None:
         self.git = git
+        pygit2.settings.enable_fsync_gitdir(False)  # thousands of objects; whoever opens a repository turns it on again
 
     def blob(self, data: bytes = b"") -> pygit2.Oid:
         return self.git.create_blob(data)
@@ -55,6 +56,12 @@ def wide(t: Trees) -> pygit2.Oid:
     return t.root(t.tree((FileMode.TREE, b"bomb", oid)))
 
 
+def heavy(t: Trees) -> pygit2.Oid:
+    """A bomb: one large file under many names, which is small in a pack."""
+    content = t.blob(b'addresses = ["x@a.example"]\n' + b"#" * 60_000)
+    return t.root(t.tree(*[(FileMode.BLOB, b"u%d.toml" % n, content) for n in range(40)]))
+
+
 def cycle(t: Trees) -> pygit2.Oid:
     aliases = t.tree(
         (FileMode.BLOB, b"x.toml", t.blob(b'#\ntargets = ["y@a.example"]')),
@@ -73,6 +80,14 @@ HOSTILE: dict[str, tuple[Callable[[Trees], pygit2.Oid], str, int, str]] = {
     "many files": (many, "users/a.example/", 1, "more than 50 files"),
     "deep trees": (deep, "users/a.example/d", 1, "is a folder"),
     "tree bomb": (wide, "users/a.example/bomb", 1, "is a folder"),
+    "large in all": (heavy, "users/a.example/u", 1, "more than 1000000 bytes"),
+    "key of many parts": (toml(b"\n" + b"a." * 32_000 + b"a = 1"), "users/a.example/x.toml", 2, "nested too deeply"),
+    "many mistakes": (
+        toml(b"\n".join(b"k%d=1" % n for n in range(7_000))),
+        "users/a.example/x.toml",
+        1,
+        "unknown key",
+    ),
     "symbolic link": (
         of_user(FileMode.LINK, b"x.toml", lambda t: t.blob(b"/etc/shadow")),
         "users/a.example/x.toml",
@@ -113,6 +128,7 @@ def test_hostile_commits(base: Any, name: str, monkeypatch: pytest.MonkeyPatch) 
     control = base.control()
     good = control.commit
     monkeypatch.setattr(module, "MAX_FILES", 50)
+    monkeypatch.setattr(module, "MAX_TOTAL_BYTES", 1_000_000)
     make, file, line, reason = HOSTILE[name]
     git = base.repository.git
     who = pygit2.Signature("x", "x@x.example", 1, 0)

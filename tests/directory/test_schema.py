@@ -1,5 +1,7 @@
 """One file of the database: what is in it, and every mistake with its line."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from ptt.directory import names
 from ptt.directory.records import Alias, Domain, User
 from ptt.directory.schema import (
     MAX_FILE_BYTES,
+    MAX_OF_FILE,
     Mistake,
     Place,
     dump,
@@ -192,3 +195,34 @@ def test_a_place_leads_back_to_its_path(path: str) -> None:
     if isinstance(place, Place):
         assert path_of(place) == path
         assert names.fold(place.name) == place.name
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"a." * 32_000 + b"a = 1",
+        b"[" + b"a ." * 21_000 + b"a]",
+        b'"a".' * 16_000 + b"a = 1",
+        b"a = {" + b"'a'." * 16_000 + b"a = 1}",
+        b'x = {a = """\n""", ' + b"b." * 30_000 + b'b = ""}',
+        b"\n".join(b"k%d=1" % n for n in range(7_000)),
+        b"addresses = [" + b'"",' * 999 + b"]",
+    ],
+)
+def test_no_file_takes_long(data: bytes) -> None:
+    """Each of these took up to 17 s, at which the control process answers no login in time."""
+    began = time.process_time()
+    found = parse("users/a.example/x.toml", data)
+    assert isinstance(found, list)
+    assert len(found) <= MAX_OF_FILE
+    assert "larger" not in found[0].text
+    assert time.process_time() - began < 0.25
+
+
+def test_dots_in_strings_are_no_depth() -> None:
+    line = ", ".join(f'"u{n}@mail.dept.a.example"' for n in range(60))
+    found = parse("users/a.example/x.toml", f"addresses = [{line}]\n".encode())
+    assert isinstance(found, tuple)
+    escaped = parse("users/a.example/x.toml", b'password = "\\"' + b"." * 200 + b'"\n')
+    assert isinstance(escaped, list)
+    assert "argon2id" in escaped[0].text  # read as one string, and then no verifier
