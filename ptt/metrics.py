@@ -89,6 +89,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("ptt_bounces_total", "counter", "Bounces made, by kind", ("kind",)),
     Metric("ptt_connections_total", "counter", "Outgoing connections, by TLS", ("tls",)),
+    Metric("ptt_tls_total", "counter", "Outgoing connections, by what their TLS had to be and was", ("mode",)),
+    Metric("ptt_mta_sts_fetches_total", "counter", "Policies of MTA-STS fetched: their mode, or failed", ("result",)),
     Metric("ptt_delivery_seconds", "histogram", "From acceptance to delivery"),
     Metric("ptt_dns_queries_total", "counter", "DNS questions, by answer", ("answer",)),
     Metric("ptt_dns_seconds", "histogram", "From a DNS question to its answer, cached ones left out"),

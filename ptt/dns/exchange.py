@@ -7,6 +7,7 @@ Everything that arrives is hostile: what does not answer the question is ignored
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import struct
 import time
@@ -47,6 +48,11 @@ class Server(NamedTuple):
     text: str  # as configured, for people
     family: int
     address: tuple[Any, ...]  # of the family
+
+    @property
+    def is_here(self) -> bool:
+        """Is it on this host, so that nobody on the way changes what it says?"""
+        return ipaddress.ip_address(self.address[0].partition("%")[0]).is_loopback
 
     @classmethod
     def at(cls, text: str) -> Server:

@@ -103,7 +103,8 @@ _METRIC: dict[type[DnsError] | None, str] = {
 
 class Resolver:
     """``servers``: ``"HOST"`` or ``"HOST:PORT"``, none: those of /etc/resolv.conf. ``timeout``: seconds for a question
-    in all. Raises ValueError for a server that is no address.
+    in all. ``trust_ad``: believe servers that are not on this host that DNSSEC vouches for an answer. Raises ValueError
+    for a server that is no address.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class Resolver:
         cache_entries: int,
         counters: Counters,
         clock: Callable[[], float] = time.monotonic,
+        trust_ad: bool = False,
     ) -> None:
         self._servers = [Server.at(s) for s in servers or system_servers()]
+        self._trusted = frozenset(s for s in self._servers if trust_ad or s.is_here)
         self._timeout = timeout
         self._counters = counters
         self._clock = clock
@@ -280,6 +283,8 @@ class Resolver:
             try:
                 answer = ask(question(qname, rdtype), server, left / (len(servers) - n))
                 self._down.pop(server, None)
+                if server not in self._trusted:  # anybody on the way may have set it
+                    answer.flags &= ~dns.flags.AD
                 if answer.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
                     return read_answer(name, cast(dns.message.QueryMessage, answer), rdtype)
                 why = f"{server.text} answers {dns.rcode.to_text(answer.rcode())}"

@@ -57,11 +57,16 @@ class TlsFailed(StreamError):
 
 
 class TlsInfo(NamedTuple):
-    """What was negotiated: "TLSv1.3", "TLS_AES_256_GCM_SHA384", the peer's certificate (DER) or None."""
+    """What was negotiated: "TLSv1.3", "TLS_AES_256_GCM_SHA384", the peer's certificate (DER) or None.
+
+    ``chain``: all certificates that the peer sent, its own first, not verified; () when it sent none, and where Python
+    does not tell.
+    """
 
     version: str
     cipher: str
     certificate: bytes | None
+    chain: tuple[bytes, ...] = ()
 
 
 class Stream(Protocol):
@@ -230,7 +235,8 @@ class TlsStream:
         if self._info is None:
             cipher = self._object.cipher()
             certificate = self._object.getpeercert(binary_form=True)
-            self._info = TlsInfo(self._object.version() or "", cipher[0] if cipher else "", certificate)
+            chain = _chain(self._object) if certificate else ()
+            self._info = TlsInfo(self._object.version() or "", cipher[0] if cipher else "", certificate, chain)
         return self._info
 
     def close(self) -> None:
@@ -324,6 +330,17 @@ def connect_unix(path: str, timeout: float) -> GeventStream:
 def show_address(host: str, port: int) -> str:
     """``"192.0.2.1:25"``, ``"[2001:db8::1]:25"``."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _chain(connection: ssl.SSLObject) -> tuple[bytes, ...]:
+    """The certificates that a peer sent (DER). Python 3.13 has a method for it; before, only the object below has."""
+    ask = getattr(connection, "get_unverified_chain", None)
+    ask = ask or getattr(getattr(connection, "_sslobj", None), "get_unverified_chain", None)
+    found = ask() if ask is not None else None
+    return tuple(c if isinstance(c, bytes) else c.public_bytes(_DER) for c in found or ())
+
+
+_DER = 2  # _ssl.ENCODING_DER, for the objects that Python before 3.13 gives
 
 
 def _mapped(error: OSError, peer: str) -> StreamError:

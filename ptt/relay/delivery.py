@@ -20,11 +20,12 @@ from ptt.log import Log
 from ptt.message import Envelope
 from ptt.metrics import Counters
 from ptt.net.stream import ConnectFailed, Stream, connect, connect_unix
-from ptt.relay import lmtp, mx
+from ptt.relay import lmtp
 from ptt.relay.attempt import Hands, Job, Outcomes, Tried, Wanted, attempt, compose
 from ptt.relay.classify import classify
 from ptt.relay.connections import IdleConnections, Key
 from ptt.relay.credentials import log_in
+from ptt.relay.encryption import Encryption, Lookup
 from ptt.relay.eyeballs import DeadAddresses, Raced, race
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome, of_error
 from ptt.relay.routing import UNIX, Overrides, Route, Router, Source
@@ -45,7 +46,7 @@ class Relay:
     def __init__(
         self,
         config: Config,
-        lookup: mx.Lookup,
+        lookup: Lookup,
         log: Log,
         counters: Counters,
         rng: random.Random | None = None,
@@ -58,6 +59,7 @@ class Relay:
         self.clock = clock
         rng = rng or random.Random()  # noqa: S311  (load sharing, not a secret)
         self.dead = DeadAddresses()
+        self.encryption = Encryption(config, lookup, log, counters, clock)
         self.router = Router(config, lookup, rng, overrides, lambda ip: self.dead.is_dead(ip, self.clock()))
         self.idle: IdleConnections[Connection] = IdleConnections(config.relay.idle_seconds)
         self._hands = Hands(self._reuse, self._connect_and_converse, self.router.targets)
@@ -89,15 +91,21 @@ class Relay:
             gone = Delivered(f"discarded by the route of {lane}", "discard")
             self._log_attempt(job, [gone], None, 0.0)
             return {item: gone for item, _ in recipients}
+        route = self._completed(route)
         outcomes: Outcomes = {}
         for start in range(0, len(recipients), MAX_RECIPIENTS):
             portion = recipients[start : start + MAX_RECIPIENTS]
             outcomes.update(attempt(route, job, portion, self._hands))
             if route.fallback and (left := unreached_by(portion, outcomes)):
-                outcomes.update(attempt(self.router.fallback(route), job, left, self._hands))
+                outcomes.update(attempt(self._completed(self.router.fallback(route)), job, left, self._hands))
         if unreached := [o for o in outcomes.values() if o.phase == "DNS"]:  # no host was even tried
             self._log_attempt(job, unreached, None, 0.0)
         return outcomes
+
+    def _completed(self, route: Route) -> Route:
+        """The route with what its destination demands of TLS. May wait for DNS and HTTPS."""
+        policy = self.encryption.completed(route.policy, route.lane, route.configured)
+        return route if policy is route.policy else route._replace(policy=policy)
 
     def site_of(self, lane: str) -> str | None:
         """The site that the lane was found to belong to at its last delivery, None if that is not known."""
@@ -105,7 +113,7 @@ class Relay:
 
     def reload(self) -> None:
         """Read certificates and keys again. Raises OSError, and leaves what was in force."""
-        self.router.reload()
+        self.encryption.reload()
         self._close_idle()
 
     def close(self) -> None:
@@ -129,6 +137,9 @@ class Relay:
         if route.via == "lmtp":
             return self._lmtp(target, job, wanted)
         began = self.clock()
+        uses = self.encryption.uses(route.policy, target)
+        if isinstance(uses, Deferred):
+            return Tried(False, self._no_session(uses, job, wanted, began), [target.ip])
         raced = self._dial(target, route.source)
         tried = [ip for ip, _ in raced.failures]
         outcomes: Outcomes = {}
@@ -139,7 +150,7 @@ class Relay:
             return Tried(False, outcomes, tried)
         tried.append(raced.ip)
         try:
-            connection = self._open(target._replace(ip=raced.ip, behind=()), route, raced.stream)
+            connection = self._open(target._replace(ip=raced.ip, behind=()), route, uses, raced.stream)
         except NoSession as e:
             return Tried(False, self._no_session(e.outcome, job, wanted, began), tried)
         self.counters.count("ptt_connections_total", connection.tls_name.partition(" ")[0] or "none")
@@ -160,23 +171,39 @@ class Relay:
             self.dead.answered(raced.ip)
         return raced
 
-    def _open(self, target: Target, route: Route, stream: Stream) -> Connection:
-        """A new connection, logged in; in clear after TLS failed, where that is allowed. Raises NoSession."""
-        settings, source = self.config.relay, route.source
-        ehlo, own = (source.ehlo, source.towards(target.ip)) if source is not None else (self.config.ehlo, None)
-        try:
-            connection = open_connection(target, route.use, ehlo, settings, dialled=stream)
-        except NoSession as e:
-            if route.use.required or not e.tls_failed:
-                raise
-            self.log.warning("TLS failed, going on without", peer=target.peer, reason=e.outcome.text)
-            return open_connection(target, TlsUse(None, required=False), ehlo, settings, own)
+    def _open(self, target: Target, route: Route, uses: Sequence[TlsUse], stream: Stream) -> Connection:
+        """A new connection, logged in. Raises NoSession."""
+        connection = self._secured(target, uses, route.source, stream)
         if route.credentials:
             try:
-                log_in(connection, settings.credentials, route.credentials)
+                log_in(connection, self.config.relay.credentials, route.credentials)
             except BaseException:
                 connection.stream.close()
                 raise
+        return connection
+
+    def _secured(
+        self, target: Target, uses: Sequence[TlsUse], source: Source | None, stream: Stream | None
+    ) -> Connection:
+        """A session with the first of ``uses`` that succeeds, over ``stream``; for each after the first over a new
+        connection. Raises NoSession.
+        """
+        ehlo, own = (source.ehlo, source.towards(target.ip)) if source is not None else (self.config.ehlo, None)
+        failed = ""
+        for weaker, use in enumerate(uses, 1):
+            try:
+                connection = open_connection(target, use, ehlo, self.config.relay, own, stream)
+            except NoSession as e:
+                if not e.tls_failed or weaker == len(uses):
+                    self.encryption.failed(e.tls_failed)
+                    raise
+                failed, stream = f"in clear: {e.outcome.text}", None
+                event = "TLS failed, going on without" if uses[weaker].context is None else "MTA-STS testing failed"
+                self.log.warning(event, peer=target.peer, reason=e.outcome.text)
+            else:
+                break
+        connection.tls_why = connection.tls_why or ("" if connection.tls_name else failed)
+        self.encryption.opened(connection.tls_mode, target, bool(connection.tls_name))
         return connection
 
     def _lmtp(self, target: Target, job: Job, wanted: Sequence[Wanted]) -> Tried:
@@ -226,7 +253,7 @@ class Relay:
         """One transaction. The second answer: was the connection dead, and nothing has happened?"""
         peer = connection.target.peer
         try:
-            message, outcomes = compose(job, wanted, connection.client.capabilities, bool(route.use.roles), peer)
+            message, outcomes = compose(job, wanted, connection.client.capabilities, route.policy.internal, peer)
             sent = None if message is None else connection.send(message, job.before_final_dot)
         except UnsendableAddress as e:
             connection.close()
@@ -237,14 +264,15 @@ class Relay:
         if sent is None:
             return outcomes, False
         items = [item for item, _ in wanted if item not in outcomes]
-        outcomes.update(zip(items, _over(connection.tls_name, sent.outcomes), strict=True))
+        outcomes.update(zip(items, _over(connection, sent.outcomes), strict=True))
         return outcomes, sent.untouched
 
     # -- idle connections ------------------------------------------------------------------------------------
 
     def _key(self, route: Route) -> Key:
-        use = "roles" if route.use.roles else self.config.relay.tls
-        return Key(route.site, use, route.source.name if route.source is not None else "", route.credentials)
+        return Key(
+            route.site, route.policy.key, route.source.name if route.source is not None else "", route.credentials
+        )
 
     def _keep(self, key: Key, connection: Connection) -> None:
         """Keep the connection for the next message if it is good for one, else close it."""
@@ -279,7 +307,10 @@ class Relay:
     ) -> None:
         """One line for each conversation, each host that could not be reached, each lane without a route."""
         shown = next((o for o in outcomes if not isinstance(o, Delivered)), outcomes[0])
-        tls, reused = ("", False) if connection is None else (connection.tls_name, connection.messages > 1)
+        tls, mode, why, reused = "", "", "", False
+        if connection is not None:
+            tls, mode, why = connection.tls_name, connection.tls_mode, connection.tls_why
+            reused = connection.messages > 1
         self.log.event(
             "attempt",
             id=job.id,
@@ -287,6 +318,8 @@ class Relay:
             outcome=type(shown).__name__.lower(),
             peer=shown.peer,
             tls=tls,
+            tls_mode=mode,
+            tls_why=why,
             reused=reused,
             recipients=len(outcomes),
             delivered=sum(isinstance(o, Delivered) for o in outcomes),
@@ -310,6 +343,7 @@ def _any_source(_: str) -> None:
     """The operating system chooses the address that we connect from."""
 
 
-def _over(tls: str, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _over(connection: Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The outcomes with the TLS of their connection, where the operator will ask for it."""
+    tls = f"{connection.tls_name} ({connection.tls_mode})" if connection.tls_name else connection.tls_why
     return [o if isinstance(o, Delivered) or not tls else msgspec.structs.replace(o, tls=tls) for o in outcomes]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import ipaddress
 import random
-import ssl
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -16,10 +15,10 @@ from gevent import socket
 
 from ptt.config import Config, split_address
 from ptt.dns.resolver import DnsError, TemporaryFailure
-from ptt.net import tls
 from ptt.relay import eyeballs, hop, mx
 from ptt.relay.outcome import Deferred, Failed
-from ptt.relay.session import Target, TlsUse
+from ptt.relay.session import Target
+from ptt.relay.tlspolicy import INTERNAL, Policy
 
 MAX_RACED = 4
 """Further addresses of a host that are tried while its first one has not answered: an attempt makes 5 connections."""
@@ -45,7 +44,7 @@ class Route(NamedTuple):
     hosts: tuple[str, ...]  # in the order to try them; for LMTP also one "unix:/PATH"
     site: str
     port: int
-    use: TlsUse
+    policy: Policy  # of TLS: what the operator says, to be completed by what the destination says
     configured: bool
     tls_name: str = ""  # what the certificate must name, where that is not the host
     preferences: tuple[int, ...] = ()  # of the MX hosts; none: they are all the same
@@ -63,7 +62,7 @@ class Override(Protocol):
     @property
     def host(self) -> str: ...  # HOST:PORT of the smarthost or LMTP server, or unix:/PATH
     @property
-    def tls(self) -> str: ...  # as [relay] tls, for this smarthost
+    def tls(self) -> str: ...  # as [relay] tls, for this destination; "": that
     @property
     def credentials(self) -> str: ...
     @property
@@ -78,8 +77,6 @@ Overrides = Callable[[str], Override | None]
 class Router:
     """``lookup``: the resolver. ``rng``: for the order among equal MX hosts. ``overrides``: the route of a destination.
     ``dead``: is this address one that does not answer?
-
-    Raises OSError as ``reload`` does.
     """
 
     def __init__(
@@ -98,18 +95,6 @@ class Router:
         self.own_names = frozenset({config.hostname.lower(), config.ehlo.lower()})
         self.own_sockets = OwnSockets(config)
         self.sources = sources_of(config)
-        self.reload()
-
-    def reload(self) -> None:
-        """Read certificates and keys again. Raises OSError, and leaves what was in force."""
-        relay, files = self.config.relay, self.config.tls
-        internal: ssl.SSLContext | None = None
-        if relay.next_hop or relay.bounce_hop:
-            internal = tls.internal_client_context(files.internal_certificate, files.internal_key, files.internal_ca)
-        public = _use(relay.tls)
-        self.role_use = TlsUse(internal, required=True, roles=hop.NEXT_ROLES[self.config.role])
-        self.public_use = public
-        self._uses: dict[str, TlsUse] = {relay.tls: public}
 
     def route(self, lane: str) -> Route | Deferred | Failed:
         """The route, or why there is none. May wait for DNS."""
@@ -118,10 +103,10 @@ class Router:
             where = lane.removeprefix(hop.LANE) if lane.startswith(hop.LANE) else relay.next_hop
             host, port = split_address(where)
             name = relay.next_hop_name if where == relay.next_hop else ""
-            return Route(lane, (host,), hop.LANE + where, port, self.role_use, True, name)
+            return Route(lane, (host,), hop.LANE + where, port, Policy(INTERNAL), True, name)
         override = self.overrides(lane)
         if override is None:
-            return self._smarthost(lane, relay.smarthost, relay.tls) if relay.smarthost else self._mx(lane)
+            return self._smarthost(lane, relay.smarthost, relay.tls) if relay.smarthost else self._mx(lane, relay.tls)
         if override.source and override.source not in self.sources:
             text = f"the route of {lane} names the source {override.source}, which this host has not"
             return Deferred(text, "route", "", "4.3.5")
@@ -134,37 +119,34 @@ class Router:
         return found._replace(credentials=override.credentials, fallback=override.fallback, source=source)
 
     def _overridden(self, lane: str, override: Override) -> Route | Deferred | Failed:
+        level = override.tls or self.config.relay.tls
         if override.via == "mx":
-            return self._mx(lane)
+            return self._mx(lane, level)
         if override.via == "discard":
-            return Route(lane, (), "discard", 0, _CLEAR, True, via="discard")
+            return Route(lane, (), "discard", 0, Policy("none"), True, via="discard")
         if override.via == "lmtp":
             unix = override.host.startswith(UNIX)
             host, port = (override.host, 0) if unix else split_address(override.host)
-            return Route(lane, (host,), f"lmtp:{override.host}", port, _CLEAR, True, via="lmtp")
-        route = self._smarthost(lane, override.host, override.tls)
-        if override.credentials:  # a password is not sent in clear, whatever the policy says of mail
-            return route._replace(use=route.use._replace(required=True))
-        return route
+            return Route(lane, (host,), f"lmtp:{override.host}", port, Policy("none"), True, via="lmtp")
+        if override.credentials and level != "verify":
+            level = "encrypt"  # a password is not sent in clear, whatever the policy says of mail
+        return self._smarthost(lane, override.host, level)
 
-    def _mx(self, lane: str) -> Route | Deferred | Failed:
+    def _mx(self, lane: str, level: str) -> Route | Deferred | Failed:
         found = mx.route(lane, self.lookup, self.own_names, self.rng)
         if not isinstance(found, mx.Route):
             return found
         port = self.config.relay.mx_port
-        return Route(lane, found.hosts, found.site, port, self.public_use, False, preferences=found.preferences)
+        return Route(lane, found.hosts, found.site, port, Policy(level), False, preferences=found.preferences)
 
     def fallback(self, route: Route) -> Route:
         """The route to the fall-back relay of a route."""
         return self._smarthost(route.lane, route.fallback, self.config.relay.tls)._replace(source=route.source)
 
-    def _smarthost(self, lane: str, where: str, policy: str) -> Route:
+    def _smarthost(self, lane: str, where: str, level: str) -> Route:
         host, port = split_address(where)
-        if policy not in self._uses:
-            self._uses[policy] = _use(policy)  # at the first route that asks for it: most services need none
-        # Connections are kept by site, and those of one TLS policy are not for another.
-        site = f"smarthost:{where}" + (f" ({policy})" if policy != self.config.relay.tls else "")
-        return Route(lane, (host,), site, port, self._uses[policy], True)
+        site = f"smarthost:{where}" + (f" ({level})" if level != self.config.relay.tls else "")
+        return Route(lane, (host,), site, port, Policy(level), True)
 
     def targets(self, route: Route) -> Iterator[Target | Deferred | Failed]:
         """The addresses to try, in order; in place of one that is not to be tried, the reason. Looks up as needed.
@@ -237,7 +219,6 @@ class Router:
 
 
 UNIX = "unix:"
-_CLEAR = TlsUse(None, required=False)
 
 
 class OwnSockets:
@@ -280,15 +261,6 @@ def sources_of(config: Config) -> dict[str, Source]:
         address = {"six": given.address} if ":" in given.address else {"four": given.address}
         found[given.name] = before._replace(ehlo=given.ehlo or before.ehlo, **address)
     return found
-
-
-def _use(policy: str) -> TlsUse:
-    """The TLS towards hosts that are not ours: "opportunistic", "verify" or "none"."""
-    if policy == "none":
-        return TlsUse(None, required=False)
-    if policy == "verify":
-        return TlsUse(tls.verifying_context(), required=True)
-    return TlsUse(tls.opportunistic_context(), required=False)
 
 
 def _no_address(route: Route, host: str, error: DnsError) -> Deferred | Failed:

@@ -7,14 +7,17 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ptt.config import Relay as Settings
-from ptt.net.stream import MAX_READ, PeerClosed, ReadTimeout, Stream, StreamError, TlsFailed, connect
+from ptt.net.stream import MAX_READ, PeerClosed, ReadTimeout, Stream, StreamError, TlsFailed, TlsInfo, connect
 from ptt.net.tls import peer_roles
+from ptt.relay import dane
+from ptt.relay.dane import Tlsas
 from ptt.relay.outcome import Deferred, Outcome, of_error, of_reply
 from ptt.smtp import (
     NEED_DATA,
@@ -64,11 +67,17 @@ class Target(NamedTuple):
 
 
 class TlsUse(NamedTuple):
-    """What a connection demands. ``context`` None: TLS is not used. ``required``: no mail without it."""
+    """What a connection demands. ``context`` None: TLS is not used. ``required``: no mail without it.
+
+    ``mode``: why so, for the log (``ptt.relay.tlspolicy``).
+    """
 
     context: ssl.SSLContext | None
     required: bool
     roles: frozenset[str] = frozenset()  # the peer's certificate must name one of them; empty: not looked at
+    mode: str = ""
+    tlsa: Tlsas | None = None  # the peer's certificate must be one that they name
+    names: tuple[str, ...] = ()  # which it may bear, when they name an authority
 
 
 class NoSession(Exception):
@@ -101,7 +110,7 @@ class Sent(NamedTuple):
 class Connection:
     """An open session. Belongs to one greenlet at a time."""
 
-    __slots__ = ("client", "messages", "settings", "stream", "target", "tls_name")
+    __slots__ = ("client", "messages", "settings", "stream", "target", "tls_mode", "tls_name", "tls_why")
 
     def __init__(self, target: Target, stream: Stream, client: ClientSession, settings: Settings) -> None:
         self.target = target
@@ -111,6 +120,8 @@ class Connection:
         self.messages = 0  # sent before
         info = stream.tls()
         self.tls_name = f"{info.version} {info.cipher}" if info else ""
+        self.tls_mode = ""  # what was demanded of it and found
+        self.tls_why = ""  # it is in clear, where TLS was tried
 
     @property
     def reusable(self) -> bool:
@@ -242,11 +253,10 @@ def open_connection(
         _hello(connection)
         if use.context is not None and client.capabilities.starttls:
             phase = "STARTTLS"
-            connection = _encrypt(connection, use.context, settings)
+            connection = _encrypt(connection, use.context, use.tlsa.base if use.tlsa else target.host)
             stream = connection.stream
-        if use.required:
-            phase = "TLS"
-            _check(connection, use)
+        phase = "TLS"
+        _judge(connection, use)
     except (StreamError, ProtocolError) as e:
         if stream is not None:
             stream.close()
@@ -276,17 +286,19 @@ def _hello(connection: Connection) -> None:
     raise NoSession(Deferred(outcome.text, phase, outcome.peer, "4.3.0" if reply.permanent else "4.3.2", reply=True))
 
 
-def _encrypt(connection: Connection, context: ssl.SSLContext, settings: Settings) -> Connection:
-    """STARTTLS if the peer agrees, else the connection as it was. Raises StreamError, ProtocolError, NoSession."""
-    client = connection.client
+def _encrypt(connection: Connection, context: ssl.SSLContext, name: str) -> Connection:
+    """STARTTLS if the peer agrees, else the connection as it was. ``name``: of the peer, for SNI and verification.
+
+    Raises StreamError, ProtocolError, NoSession.
+    """
+    client, settings = connection.client, connection.settings
     client.start_tls()
     event = connection.next_event(settings.command_seconds, OPENING_WAITS * settings.command_seconds)
     if not isinstance(event, TlsReady):
         if isinstance(event, Closed):
             raise PeerClosed(event.reason)
         return connection  # TlsRefused: whether that will do is the caller's concern
-    host = connection.target.host
-    stream = connection.stream.start_tls(context, settings.command_seconds, server_side=False, server_hostname=host)
+    stream = connection.stream.start_tls(context, settings.command_seconds, server_side=False, server_hostname=name)
     try:
         client.tls_started()
         encrypted = Connection(connection.target, stream, client, settings)
@@ -297,12 +309,38 @@ def _encrypt(connection: Connection, context: ssl.SSLContext, settings: Settings
     return encrypted
 
 
-def _check(connection: Connection, use: TlsUse) -> None:
-    """Raises TlsFailed unless the connection is what ``use`` demands."""
-    info = connection.stream.tls()
+def _judge(connection: Connection, use: TlsUse) -> None:
+    """Say what TLS the connection has. Raises TlsFailed unless it is what ``use`` demands."""
+    info, peer = connection.stream.tls(), connection.target.peer
+    connection.tls_mode = use.mode
     if info is None:
-        raise TlsFailed(f"{connection.target.peer} does not offer TLS, which is required")
+        offered = connection.client.capabilities.starttls
+        why = "refuses STARTTLS" if offered else "does not offer STARTTLS"
+        if use.required:
+            raise TlsFailed(f"{peer} {why}, and TLS is required ({use.mode})")
+        if use.context is not None:
+            connection.tls_mode, connection.tls_why = "clear", f"in clear: the peer {why}"
+        return
     if use.roles:
         roles = peer_roles(info.certificate) if info.certificate else frozenset()
         if not roles & use.roles:
-            raise TlsFailed(f"the certificate of {connection.target.peer} does not name the role that is expected")
+            raise TlsFailed(f"the certificate of {peer} does not name the role that is expected")
+    if use.tlsa is not None:
+        connection.tls_mode = _authenticate(info, use.tlsa, use.names, peer)
+
+
+def _authenticate(info: TlsInfo, tlsa: Tlsas, names: Sequence[str], peer: str) -> str:
+    """DANE (RFC 7672 3.1): which kind of record the peer's certificate matches. Raises TlsFailed for none."""
+    if info.certificate is None:
+        raise TlsFailed(f"{peer} has no certificate for DANE")
+    if dane.matches_end(tlsa.records, info.certificate):
+        return "dane-ee"
+    if not dane.names_authority(tlsa.records):
+        raise TlsFailed(f"the certificate of {peer} matches no TLSA record of {tlsa.base}")
+    chain = info.chain or (info.certificate,)
+    wrong = dane.verify_chain(tlsa.records, chain, names, datetime.datetime.now(datetime.UTC))
+    if wrong and not info.chain:
+        wrong += "; this version of Python does not tell the rest of the chain"
+    if wrong:
+        raise TlsFailed(f"the certificate of {peer} is not under a TLSA record of {tlsa.base}: {wrong}")
+    return "dane-ta"

@@ -50,7 +50,8 @@ class Worker:
         self.control = RpcClient(os.path.join(config.run, "control.sock"))
         self.snapshot = Snapshot(config.directory.snapshots)
         self.spool = Spool(os.path.join(config.run, "queue.sock"), log, self.counters)
-        resolver = Resolver(config.dns.resolvers, config.dns.timeout_seconds, config.dns.cache_entries, self.counters)
+        dns = config.dns
+        resolver = Resolver(dns.resolvers, dns.timeout_seconds, dns.cache_entries, self.counters, trust_ad=dns.trust_ad)
         rng = random.SystemRandom()
         self.relay = Relay(config, resolver, log, self.counters, rng, overrides=self.snapshot.route)
         self.pipeline = Pipeline(

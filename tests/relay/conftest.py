@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import gevent
 import gevent.pool
 import pytest
+from dns.rdatatype import RdataType
 from gevent import socket
 
 from ptt.config import Config, Tls
 from ptt.config import Relay as Settings
-from ptt.dns.resolver import DnsError, NoSuchDomain
+from ptt.dns.resolver import Answer, DnsError, NoSuchDomain
 from ptt.log import Log
 from ptt.message import Envelope, Recipient
 from ptt.metrics import Counters
@@ -153,6 +154,8 @@ class Dns:
         self.records: dict[str, list[tuple[int, str]] | type[DnsError]] = {}
         self.hosts: dict[str, list[str] | type[DnsError]] = {}
         self.asked: list[str] = []
+        self.texts: dict[str, list[bytes]] = {}
+        self.answers: dict[tuple[str, str], Answer | type[DnsError]] = {}  # with what is said of DNSSEC
 
     def mx(self, name: str) -> list[tuple[int, str]]:
         self.asked.append(name)
@@ -169,6 +172,18 @@ class Dns:
         return list(found)
 
     addresses_early = addresses
+
+    def txt(self, name: str) -> list[bytes]:
+        found = self.texts.get(name)
+        if found is None:
+            raise NoSuchDomain(name)
+        return found
+
+    def answer(self, name: str, rdtype: RdataType) -> Answer:
+        found: Any = self.answers.get((name, rdtype.name))
+        if isinstance(found, type):
+            raise found(f"{name}: {found.__name__}")
+        return found if found is not None else Answer([], False)
 
 
 @pytest.fixture

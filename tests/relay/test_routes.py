@@ -67,7 +67,7 @@ def test_login_at_a_smarthost(smarthost: Any) -> None:
     [
         ({"EHLO": AUTH, "AUTH": b"535 5.7.8 no\r\n"}, "good", "535 5.7.8 no"),
         ({"EHLO": AUTH.replace(b"250-AUTH PLAIN\r\n", b"")}, "good", "mechanism"),
-        ({"EHLO": AUTH.replace(b"250-STARTTLS\r\n", b"")}, "good", "does not offer TLS"),
+        ({"EHLO": AUTH.replace(b"250-STARTTLS\r\n", b"")}, "good", "does not offer STARTTLS"),
         ({"EHLO": AUTH, "tls": b"junk"}, "good", "TLS"),
         ({"EHLO": AUTH}, "missing", "credentials missing: No such file"),
     ],
