@@ -38,9 +38,12 @@ REJECTED = Reply(550, "5.7.1", "the sink rejects this one")
 
 
 class Sink:
-    """Counts and stores. ``shares``: per cent of the messages to "defer", "reject", "stall" and "cut"."""
+    """Counts and stores. ``shares``: per cent of the messages to "defer", "reject", "stall", "cut" and "slow"."""
 
-    def __init__(self, store: pathlib.Path | None, shares: dict[str, float], rng: random.Random) -> None:
+    def __init__(
+        self, store: pathlib.Path | None, shares: dict[str, float], rng: random.Random, slow_seconds: float = 5.0
+    ) -> None:
+        self.slow_seconds = slow_seconds
         self.store = store
         self.shares = shares
         self.rng = rng
@@ -123,6 +126,8 @@ class SinkSession:
             return False
         if verdict == "stall":
             gevent.sleep(STALL_SECONDS)
+        if verdict == "slow":
+            gevent.sleep(self.sink.slow_seconds)
         if verdict == "defer":
             self.smtp.refuse(DEFERRED)
         elif verdict == "reject":
@@ -160,6 +165,8 @@ _PERCENT = click.FloatRange(0, 100)
 @click.option("--reject", default=0.0, type=_PERCENT, help="per cent answered 550")
 @click.option("--stall", default=0.0, type=_PERCENT, help="per cent never answered")
 @click.option("--cut", default=0.0, type=_PERCENT, help="per cent whose connection is cut after the final dot")
+@click.option("--slow", default=0.0, type=_PERCENT, help="per cent that are answered late, and taken")
+@click.option("--slow-seconds", default=5.0, type=click.FloatRange(0, STALL_SECONDS), help="how late")
 @click.option("--seed", type=int, help="of the draws")
 def sink(
     listen: str,
@@ -170,9 +177,11 @@ def sink(
     reject: float,
     stall: float,
     cut: float,
+    slow: float,
+    slow_seconds: float,
     seed: int | None,
 ) -> None:
-    """An SMTP sink that takes everything, or can be told to defer, reject, stall or cut."""
+    """An SMTP sink that takes everything, or can be told to defer, reject, stall, cut or be slow."""
     if bool(certificate) != bool(key):
         raise click.UsageError("--certificate and --key go together")
     try:
@@ -184,8 +193,8 @@ def sink(
     except OSError as e:
         raise click.ClickException(f"{certificate}, {key}: {e.strerror or e}") from e
     config = ServerConfig("sink.example", "ESMTP sink", max_message_bytes=1 << 30, starttls=context is not None)
-    shares = {"defer": defer, "reject": reject, "stall": stall, "cut": cut}
-    taker = Sink(store, shares, random.Random(seed))  # noqa: S311  (draws, not secrets)
+    shares = {"defer": defer, "reject": reject, "stall": stall, "cut": cut, "slow": slow}
+    taker = Sink(store, shares, random.Random(seed), slow_seconds)  # noqa: S311  (draws, not secrets)
 
     def connected(sock: socket.socket, address: tuple[str, int]) -> None:
         stream = GeventStream(sock, show_address(address[0], address[1]))
