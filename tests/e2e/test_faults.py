@@ -69,6 +69,8 @@ def test_dns_server_down_at_start(
     def change(document: Any) -> None:
         peers(document)
         document["dns"]["zones"][0]["primary"] = primary.address
+        document["dns"]["authority_port"] = primary.port
+        document["dns"]["resolvers"] = [primary.address]
 
     service = make_service(change, start=False)
     key = service.directory / "primary.key"
