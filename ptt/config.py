@@ -159,6 +159,7 @@ class Relay(_Section, frozen=True):
     on_maybe: Literal["retry", "hold"] = "retry"  # mail whose last attempt may have delivered it: hold for an operator
     delay_warning_seconds: Annotated[float, msgspec.Meta(ge=0)] = 14_400.0  # tell the sender that it waits; 0: never
     credentials: str = "credentials"  # directory with the logins that routes name, one file each, mode 0600
+    srs_secret: str = ""  # file with the secret that senders of forwarded mail are rewritten with; empty: they stay
     retry: Retry = Retry()
     sources: tuple[Source, ...] = ()
 
@@ -242,7 +243,7 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "signer": ("keys", "public"),
     "directory": ("repository", "credentials", "snapshots", "allowed_signers", "hook_secret"),
     "log": ("file",),
-    "relay": ("credentials",),
+    "relay": ("credentials", "srs_secret"),
 }
 
 

@@ -55,6 +55,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     binary: bool = False  # BODY=BINARYMIME was given (RFC 3030): lines of any length, bare CR and LF, NUL
     sevenbit: bool = False  # converted to 7 bits: what is left of others, in header fields, goes as it is
     schedule: Schedule = AT_ONCE  # as the role before us had it: its expiry and priority
+    return_path: str = ""  # what strangers are told in place of ``sender``: forwarded mail (SRS); "": the sender
 
 
 ENVELOPE = msgspec.msgpack.Decoder(Envelope)

@@ -127,6 +127,9 @@ def compose(
     if to_role and not carried:  # the next role would not know which domain signs
         text = f"{peer} does not take the envelope ({hop.KEYWORD})"
         return None, {item: Deferred(text, "EHLO", peer, "4.5.4") for item, _ in wanted}
+    if envelope.return_path and not to_role:  # reports of our own still go to the sender himself
+        envelope = msgspec.structs.replace(envelope, sender=envelope.return_path)
+        job = job._replace(envelope=envelope)
     if (never := _unfit(job, offered, peer)) is not None:
         return None, {item: never for item, _ in wanted}
     sender, addressed, refused, international = _addresses(job, wanted, offered.smtputf8, peer)

@@ -24,6 +24,7 @@ from ptt.dns.resolver import Resolver  # noqa: E402
 from ptt.metrics import Counters  # noqa: E402
 from ptt.net.rpc import RpcClient, RpcError  # noqa: E402
 from ptt.pipeline import Pipeline  # noqa: E402
+from ptt.relay import srs  # noqa: E402
 from ptt.relay.classify import rules  # noqa: E402
 from ptt.relay.delivery import Relay  # noqa: E402
 from ptt.service import child as children  # noqa: E402
@@ -66,7 +67,8 @@ class Worker:
         )
         self.contexts = Contexts(config)
         lookup = resolver if looks_up(config) else None
-        accept = Accept(config, self.pipeline, self.snapshot, log, self.counters, lookup=lookup)
+        rewriter = srs.from_file(config.relay.srs_secret, time.time)
+        accept = Accept(config, self.pipeline, self.snapshot, log, self.counters, lookup=lookup, srs=rewriter)
         logins = Logins(self.control, self.snapshot)
         sockets = [(index, socket.socket(fileno=fd)) for index, fd in child.listen]
         self.listeners: list[Listener] = listeners(

@@ -19,6 +19,7 @@ from ptt.log import Log
 from ptt.message import Envelope, Recipient, domain_of, new_id, show_id
 from ptt.metrics import Counters
 from ptt.plan import UNCONDITIONAL, Conditions
+from ptt.relay.srs import Srs, is_srs
 from ptt.smtp.reply import Reply
 from ptt.spool import SpoolUnavailable
 from ptt.submission import headers, hygiene, policy, quotas
@@ -63,7 +64,7 @@ class Offer(msgspec.Struct):
 
 class Accept:
     """``offer`` is called once for each message. ``clock``: seconds since the epoch. ``lookup``: None: DNS is not asked
-    about the recipients of users.
+    about the recipients of users. ``srs``: None: forwarded mail keeps its sender.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class Accept:
         counters: Counters,
         clock: Callable[[], float] = time.time,
         lookup: Lookup | None = None,
+        srs: Srs | None = None,
     ) -> None:
+        self.srs = srs
         self.recipients = Recipients(directory, lookup)
         self.config = config
         self.queueing = queueing
@@ -109,6 +112,8 @@ class Accept:
             return self._refuse(offer, TOO_MANY, "alias")
         id, now = new_id(int(began * 1000)), int(began * 1000)
         envelope = self._complete(offer, header, addresses, now)
+        if return_path := self._return_path(offer, recipients):
+            envelope = msgspec.structs.replace(envelope, return_path=return_path)
         body = self._body(offer, header, show_id(id), began)
         conditions = UNCONDITIONAL
         if offer.service == "submission":
@@ -203,9 +208,15 @@ class Accept:
         return reply
 
     def _expand(self, recipients: list[Recipient]) -> list[Recipient]:
-        """Aliases of ours replaced by what they stand for; every address once. Stops above MAX_EXPANDED."""
+        """Aliases of ours replaced by what they stand for; every address once. Stops above MAX_EXPANDED.
+
+        A bounce to a sender that we rewrote goes to that sender.
+        """
         found: dict[tuple[str, str], Recipient] = {}
-        for given in recipients:
+        for named in recipients:
+            given = named
+            if self.srs is not None and is_srs(named.address) and (first := self.srs.reverse(named.address)):
+                given = Recipient(first, named.notify, named.orcpt)
             targets = self.directory.expand(given.address)
             several = [given] if targets is None else [Recipient(t, given.notify, given.orcpt) for t in targets]
             for one in several:
@@ -213,6 +224,22 @@ class Accept:
             if len(found) > MAX_EXPANDED:
                 break
         return list(found.values())
+
+    def _return_path(self, offer: Offer, recipients: list[Recipient]) -> str:
+        """The sender that strangers are told of forwarded mail: a foreign one that an alias sends out of our domains.
+
+        "" for all other mail. The address is one of the alias's domain: its MX is where bounces are to come.
+        """
+        sender, given = offer.envelope.sender, {r.address for r in offer.recipients}
+        if self.srs is None or not sender or self._ours(sender):
+            return ""
+        if all(r.address in given or self._ours(r.address) for r in recipients):
+            return ""
+        alias = next((a for a in given if self._ours(a) and self.directory.expand(a) is not None), "")
+        return self.srs.forward(sender, domain_of(alias)) if alias else ""
+
+    def _ours(self, address: str) -> bool:
+        return self.directory.our_domain(domain_of(address)) is not None
 
     def _complete(self, offer: Offer, header: headers.Header, header_from: list[str], now: int) -> Envelope:
         """The envelope with who signs. What another role has decided is kept."""
