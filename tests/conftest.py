@@ -20,9 +20,10 @@ import pytest
 from ptt.service.certificates import issue, make_ca
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "peers"))
-pytest_plugins = ["peer_programs", "peer_dns", "peer_postfix", "peer_exim"]
+pytest_plugins = ["peer_programs", "peer_dns", "peer_postfix", "peer_exim", "peer_verifiers"]
 
 SEED = int(os.environ.get("PTT_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+os.environ["PTT_TEST_SEED"] = str(SEED)  # the processes among which the tests are divided inherit it
 
 
 def pytest_report_header() -> str:

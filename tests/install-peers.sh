@@ -19,6 +19,8 @@ need postfix postfix libsasl2-modules
 need swaks swaks libnet-ssleay-perl
 need opendkim opendkim
 need opendkim-testmsg opendkim-tools
+need rspamd rspamd
+perl -MMail::DKIM -e 1 2>/dev/null || missing="$missing libmail-dkim-perl"
 need curl curl
 need msmtp msmtp
 need s-nail s-nail

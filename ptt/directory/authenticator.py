@@ -20,10 +20,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ptt.directory import names
-from ptt.directory.exchange import Channel, Exchanges, keep_secret
-from ptt.directory.passwords import Found, Result, Verifier, dummy_verifier
+from ptt.directory.exchange import Channel, Exchanges
+from ptt.directory.nobody import SECRET_BYTES, Nobody, keep_secret
+from ptt.directory.passwords import Found, Result, Verifier
 from ptt.directory.throttle import Throttle, network_of
-from ptt.directory.verifiers import Common, VerifierFile, Verifiers
+from ptt.directory.verifiers import USUAL, VerifierFile, Verifiers
 from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.net.rpc import RpcError
@@ -42,24 +43,21 @@ class Authenticator:
         self._log = log
         self._counters = counters
         self._file: VerifierFile | None = None
-        self._common = Common()
-        self._dummy = dummy_verifier()
+        self._nobody = Nobody(os.urandom(SECRET_BYTES))
         self._throttle = Throttle(clock)
-        self._exchanges = Exchanges(self._of, lambda: self._common, os.urandom(32))
+        self._exchanges = Exchanges(self._of, self._nobody)
         self.verifier = Verifier(self._found)
         self.close = self.verifier.close
 
     def start(self, directory: str) -> None:
-        """Read the secret of made-up salts, which is kept in ``directory``. Raises OSError."""
-        secret = keep_secret(os.path.join(directory, SALTS_FILE))
-        self._exchanges = Exchanges(self._of, lambda: self._common, secret)
+        """Read the secret of who does not exist, which is kept in ``directory``. Raises OSError."""
+        self._nobody = Nobody(keep_secret(os.path.join(directory, SALTS_FILE)))
+        self._exchanges = Exchanges(self._of, self._nobody)
 
     def use(self, file: VerifierFile | None) -> None:
         """These verifiers are in force from now on. Raises lmdb.Error, and leaves those that were."""
-        common = file.common() if file is not None else Common()
-        if common.argon2 != self._common.argon2:
-            self._dummy = dummy_verifier(common.argon2)
-        self._file, self._common = file, common
+        self._nobody.like = file.parameters() if file is not None else USUAL
+        self._file = file
 
     # -- passwords -------------------------------------------------------------------------------------------------
 
@@ -152,4 +150,6 @@ class Authenticator:
 
     def _found(self, user: str) -> Found:
         found = self._of(user)
-        return Found("" if found is None or found.disabled else found.password, self._dummy)
+        password = found.password if found is not None else ""
+        hash = password if found is not None and not found.disabled else ""
+        return Found(hash, password or self._nobody.argon2(user))

@@ -1,25 +1,20 @@
 """SCRAM where the verifiers are: the control process takes a client's messages as they are and says what to answer.
 
 It keeps nothing between the two: a worker hands back what it was told. No worker sees a StoredKey or a ServerKey, and
-the ServerSignature only with the right proof. Users who do not exist have a salt of their own, always the same, so that
-nobody is told apart: whatever is asked, as much is computed.
+the ServerSignature only with the right proof. Who does not exist is answered as ``nobody`` says, so that nobody is told
+apart: whatever is asked, as much is computed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ptt.directory import names
-from ptt.directory.verifiers import Common, Verifiers
+from ptt.directory.nobody import Nobody
+from ptt.directory.verifiers import Verifiers
 from ptt.smtp import scram
-from ptt.smtp.errors import ProtocolError
 from ptt.smtp.scram import First, Verifier
-
-SECRET_BYTES = 32
 
 
 class Channel(NamedTuple):
@@ -37,25 +32,12 @@ class Finished(NamedTuple):
     answer: bytes
 
 
-def keep_secret(path: str) -> bytes:
-    """The secret of which made-up salts are made; made once, so that they stay the same. Raises OSError."""
-    with contextlib.suppress(FileExistsError), open(path, "xb", opener=lambda p, how: os.open(p, how, 0o600)) as f:
-        f.write(os.urandom(SECRET_BYTES))
-    with open(path, "rb") as f:
-        secret = f.read(SECRET_BYTES)
-    if len(secret) < SECRET_BYTES:  # a crash while it was written
-        os.unlink(path)
-        return keep_secret(path)
-    return secret
-
-
 class Exchanges:
-    """``lookup``: folded name -> verifiers; ``common``: what made-up verifiers are to look like."""
+    """``lookup``: folded name -> verifiers; ``nobody``: for names that have none."""
 
-    def __init__(self, lookup: Callable[[str], Verifiers | None], common: Callable[[], Common], secret: bytes) -> None:
+    def __init__(self, lookup: Callable[[str], Verifiers | None], nobody: Nobody) -> None:
         self._lookup = lookup
-        self._common = common
-        self._secret = secret
+        self._nobody = nobody
 
     def user(self, message: bytes) -> str:
         """Who a client-first-message says it is, folded. Raises ProtocolError."""
@@ -82,21 +64,13 @@ class Exchanges:
     def _verifier(self, user: str) -> tuple[bool, Verifier]:
         """The user's verifier, or one that nothing fits; and whether a right proof lets the user in."""
         found = self._lookup(user)
-        made_up = self._made_up(user)
+        made_up = self._nobody.scram(user)
         if found is None or not found.scram:
             return False, made_up
         return not found.disabled, scram.parse_verifier(found.scram)
-
-    def _made_up(self, user: str) -> Verifier:
-        common = self._common()
-        data = hashlib.shake_256(self._secret + user.encode("utf-8", "surrogatepass")).digest(64 + common.salt_bytes)
-        return Verifier(data[64:], common.iterations, data[:32], data[32:64])
 
 
 def _lawful(first: First, channel: Channel) -> bool:
     """Channel binding as RFC 5802 6 has it, and nobody acts as somebody else."""
     fits = scram.binding_fits(first, plus=channel.plus, offered=bool(channel.binding))
     return fits and first.authzid in ("", first.user)
-
-
-__all__ = ["Channel", "Exchanges", "Finished", "ProtocolError", "keep_secret"]

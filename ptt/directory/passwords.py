@@ -70,17 +70,11 @@ def check(verifier: str, password: str) -> bool:
         return False
 
 
-def dummy_verifier(parameters: str = PARAMETERS) -> str:
-    """A hash of no password at all, which costs what hashes with these parameters cost. It is made up, not computed."""
-    salt, digest = (base64.b64encode(os.urandom(n)).decode().rstrip("=") for n in (SALT_BYTES, 32))
-    return f"{parameters}${salt}${digest}"
-
-
 class Found(NamedTuple):
     """What there is to check a password against."""
 
     hash: str  # argon2id; "" for a user who is unknown, disabled, or has no password
-    dummy: str  # of ``dummy_verifier``
+    dummy: str  # what is computed where there is none, so that it takes as long
 
 
 Lookup = Callable[[str], Found]

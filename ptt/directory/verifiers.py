@@ -41,15 +41,16 @@ def of(user: User) -> Verifiers:
     return Verifiers(version_of(user), user.disabled, user.password, user.scram)
 
 
-class Common(NamedTuple):
-    """The parameters that most users' verifiers have: users who do not exist are given the same."""
+class Parameters(NamedTuple):
+    """The parameters that users' verifiers have, sorted, each with how many users have them."""
 
-    argon2: str = PARAMETERS  # "$argon2id$v=19$m=19456,t=2,p=1"
-    iterations: int = SCRAM_ITERATIONS
-    salt_bytes: int = SALT_BYTES
+    argon2: tuple[tuple[str, int], ...]  # "$argon2id$v=19$m=19456,t=2,p=1"
+    scram: tuple[tuple[tuple[int, int], int], ...]  # iterations, bytes of salt
 
 
-SAMPLE = 1_000  # users who are looked at for what is common; 1 ms
+USUAL = Parameters(((PARAMETERS, 1),), (((SCRAM_ITERATIONS, SALT_BYTES), 1),))  # of new ones
+SAMPLE = 1_000  # users who are looked at; 1 ms
+MAX_KINDS = 16  # the most common ones; a database has one, or two while its users change their passwords
 
 
 class VerifierFile:
@@ -64,18 +65,16 @@ class VerifierFile:
         value = self._file.get(key(USER, user))
         return None if value is None else _DECODER.decode(value)
 
-    def common(self) -> Common:
-        """What is most common among the first SAMPLE users."""
+    def parameters(self) -> Parameters:
+        """What the first SAMPLE users have; USUAL where none has any."""
         users = [_DECODER.decode(value) for _, value in self._file.items(USER, SAMPLE)]
         argon2 = Counter(user.password.rsplit("$", 2)[0] for user in users if user.password)
         scram = Counter(_scram_parameters(user.scram) for user in users if user.scram)
-        usual = Common()
-        iterations, salt_bytes = _first(scram) or (usual.iterations, usual.salt_bytes)
-        return Common(_first(argon2) or usual.argon2, iterations, salt_bytes)
+        return Parameters(_kinds(argon2) or USUAL.argon2, _kinds(scram) or USUAL.scram)
 
 
-def _first(counted: Counter[_T]) -> _T | None:
-    return counted.most_common(1)[0][0] if counted else None
+def _kinds(counted: Counter[_T]) -> tuple[tuple[_T, int], ...]:
+    return tuple(sorted(counted.most_common(MAX_KINDS)))
 
 
 def _scram_parameters(text: str) -> tuple[int, int]:

@@ -10,10 +10,11 @@ import pytest
 
 from ptt.directory import passwords
 from ptt.directory.authenticator import SALTS_FILE, Authenticator
-from ptt.directory.exchange import keep_secret
+from ptt.directory.nobody import Nobody, keep_secret
 from ptt.directory.passwords import Verifier, scram_verifier
 from ptt.directory.throttle import LEAK_SECONDS, MAX_OF_NETWORK, MAX_OF_USER
-from ptt.directory.verifiers import Common, Verifiers
+from ptt.directory.values import argon2_mistake
+from ptt.directory.verifiers import USUAL, Parameters, Verifiers
 from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.net.rpc import RpcError
@@ -21,7 +22,8 @@ from ptt.smtp import scram
 
 PASSWORD = "secret"
 SCRAM = scram_verifier(PASSWORD, b"sixteen bytes ok", 4096)
-COMMON = Common("$argon2id$v=19$m=8,t=1,p=1", 4096, 16)
+FAST, SLOW = "$argon2id$v=19$m=8,t=1,p=1", "$argon2id$v=19$m=65536,t=3,p=4"
+LIKE = Parameters(((FAST, 1),), (((4096, 16), 1),))
 BINDING = bytes(range(32))
 HOME, AWAY = "192.0.2.1", "203.0.113.1"
 
@@ -40,8 +42,8 @@ class File:
     def get(self, user: str) -> Verifiers | None:
         return self.users.get(user)
 
-    def common(self) -> Common:
-        return COMMON
+    def parameters(self) -> Parameters:
+        return LIKE
 
 
 class World:
@@ -107,7 +109,7 @@ def test_nobody_is_told_apart_by_password(world: World, user: str, password: str
         password = "wrong too"
     assert world.plain(user, password) == ["bad", 0.0]
     assert len(world.computed) == 1
-    assert world.computed[0].startswith(COMMON.argon2 + "$")
+    assert world.computed[0].startswith(FAST + "$")
 
 
 def test_a_lock_is_the_same_for_everybody(world: World) -> None:
@@ -247,17 +249,43 @@ def test_a_commit_between_the_messages_ends_the_exchange(world: World) -> None:
     assert world.logins.rpc_scram_final([HOME, False, b"", first, challenge, final]) == ["bad", 0.0]
 
 
-def test_what_is_common(base: Any) -> None:
-    """Those who do not exist are given the parameters that most users have, of the commit in force."""
-    slow = "$argon2id$v=19$m=65536,t=3,p=4$EDz8tQxFnQaZTRlFffu4Cg$jzJTPR3jRhFlN0f2Dx7tu95efPdPY2Fp+ysY72FJBd8"
+def test_those_who_do_not_exist_are_like_those_who_do(base: Any) -> None:
+    """Of the commit in force, and as often."""
+    slow = SLOW + "$EDz8tQxFnQaZTRlFffu4Cg$jzJTPR3jRhFlN0f2Dx7tu95efPdPY2Fp+ysY72FJBd8"
     control = base.control()
-    assert control.logins._common.argon2 == "$argon2id$v=19$m=8,t=1,p=1"
-    assert control.logins._common.iterations == passwords.SCRAM_ITERATIONS  # nobody has a key ``scram``
+    like = control.logins._nobody.like
+    assert like.argon2 == ((FAST, 1),)
+    assert like.scram == USUAL.scram  # nobody has a key ``scram``
     users = {f"users/a.example/u{n}.toml": f'password = "{slow}"\nscram = "{SCRAM}"\n' for n in range(3)}
     base.commit(users)
     assert control.refresh()
-    assert control.logins._common == ("$argon2id$v=19$m=65536,t=3,p=4", 4096, 16)
-    assert control.logins._found("nobody@a.example").dummy.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+    assert control.logins._nobody.like == (((SLOW, 3), (FAST, 1)), (((4096, 16), 3),))
+    made_up = [control.logins._found(f"nobody{n}@a.example").dummy for n in range(400)]
+    assert 250 < sum(hash.startswith(SLOW + "$") for hash in made_up) < 350
+    assert all(hash.startswith((SLOW + "$", FAST + "$")) for hash in made_up)
+
+
+def test_nobody_is_always_the_same() -> None:
+    nobody, again, elsewhere = Nobody(b"a" * 32), Nobody(b"a" * 32), Nobody(b"b" * 32)
+    for one in (nobody, again, elsewhere):
+        one.like = Parameters(((FAST, 1), (SLOW, 1)), (((4096, 16), 1), ((10_000, 24), 1)))
+    names = [f"u{n}@a.example" for n in range(64)]
+    for name in names:
+        assert nobody.scram(name) == again.scram(name) != elsewhere.scram(name)
+        assert nobody.argon2(name) == again.argon2(name) != elsewhere.argon2(name)
+        assert argon2_mistake(nobody.argon2(name)) == ""
+    found = [nobody.scram(name) for name in names]
+    assert {(one.iterations, len(one.salt)) for one in found} == {(4096, 16), (10_000, 24)}
+    assert len({one.salt for one in found} | {one.stored_key for one in found}) == 2 * len(names)
+    assert not passwords.check(nobody.argon2("x").replace(SLOW, FAST), "x")
+
+
+def test_a_disabled_user_costs_what_the_own_hash_costs(world: World) -> None:
+    world.file.users["slow@a.example"] = Verifiers(
+        "v5", True, "$argon2id$v=19$m=16,t=1,p=1$" + "A" * 22 + "$" + "A" * 43, ""
+    )
+    assert world.plain("slow@a.example", "x") == ["bad", 0.0]
+    assert world.computed[0].startswith("$argon2id$v=19$m=16,")
 
 
 @pytest.mark.parametrize("argument", [None, [], ["a"], ["a", False, b"", "text"], ["a", 1, b"", b""]])

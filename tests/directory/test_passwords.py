@@ -72,7 +72,7 @@ def test_generated_passwords() -> None:
     assert all(passwords.prepare(p) == p and len(p) >= 30 for p in made)
 
 
-DUMMY = passwords.dummy_verifier("$argon2id$v=19$m=8,t=1,p=1")
+DUMMY = "$argon2id$v=19$m=8,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 
 
 class Users:
@@ -108,16 +108,6 @@ def test_whoever_asks_one_hash_is_computed(user: str, password: str, result: str
     assert verifier.verify(user, password) == result
     assert len(users.computed) == 1
     verifier.close()
-
-
-@pytest.mark.parametrize("parameters", [passwords.PARAMETERS, "$argon2id$v=19$m=16,t=2,p=2"])
-def test_a_made_up_hash_costs_what_its_parameters_say_and_fits_nothing(parameters: str) -> None:
-    dummy = passwords.dummy_verifier(parameters)
-    assert argon2_mistake(dummy) == ""
-    assert dummy.startswith(parameters + "$")
-    assert passwords.dummy_verifier(parameters) != dummy
-    assert argon2.extract_parameters(dummy).hash_len == 32
-    assert not passwords.check(dummy, "x")
 
 
 def test_new_hashes_have_the_usual_parameters() -> None:

@@ -25,3 +25,14 @@ def corpus() -> dict[str, bytes]:
                 found[str(path.relative_to(CORPORA))] = message
     assert len(found) > 150
     return found
+
+
+@pytest.fixture(scope="session")
+def zones(corpus: dict[str, bytes]) -> dict[str, dict[str, str]]:
+    """Case of ``chasquid_dkim`` -> its records, by name."""
+    found: dict[str, dict[str, str]] = {}
+    for path in (CORPORA / "chasquid_dkim").glob("*.dns"):
+        lines = path.read_text().replace("\\\n", " ").splitlines()
+        pairs = (line.partition(":") for line in lines if ":" in line)
+        found[path.stem] = {name.strip(): text.strip() for name, _, text in pairs}
+    return found
