@@ -127,6 +127,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("ptt_git_hooks_total", "counter", "Calls of the web hook of the git database", ("result",)),
     Metric("ptt_directory_fetch_errors_total", "counter", "Fetches from the git remote that failed"),
     Metric("ptt_directory_alarm", "gauge", "1 while the newest commit is refused"),
+    Metric("ptt_directory_repository_bytes", "gauge", "What the git repository takes on disk"),
     Metric("ptt_password_checks_total", "counter", "Password verifications, by result", ("result",)),
     Metric("ptt_process_up", "gauge", "1 for each process that reported lately", ("process",)),
     Metric("ptt_process_restarts_total", "counter", "Restarts by the supervisor", ("process",)),

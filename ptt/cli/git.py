@@ -28,7 +28,7 @@ from ptt.directory.inspect import (
 )
 from ptt.directory.reader import read_pointer
 from ptt.directory.remote import REMOTE_REF, shown
-from ptt.directory.repository import Repository, RepositoryError
+from ptt.directory.repository import Repository, RepositoryError, disk_bytes
 from ptt.directory.schema import Mistake
 from ptt.directory.status import Status, read_status
 
@@ -172,6 +172,7 @@ def _status(config: Config) -> dict[str, object]:
         "last_fetch": known.last_fetch or None,
         "alarm": known.alarm,
         "fetch_problem": known.fetch_problem,
+        "repository": f"{disk_bytes(settings.repository) / (1 << 20):.1f} MiB",
     }
 
 

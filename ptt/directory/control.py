@@ -27,7 +27,7 @@ from ptt.directory.authenticator import Authenticator
 from ptt.directory.compiler import Refused, Trust, compile_commit
 from ptt.directory.reader import Pointer
 from ptt.directory.remote import Rewritten, shown, synchronise
-from ptt.directory.repository import Repository, RepositoryError
+from ptt.directory.repository import Repository, RepositoryError, disk_bytes
 from ptt.directory.snapshot import Store
 from ptt.directory.status import Status, write_status
 from ptt.directory.verifiers import VerifierFile
@@ -38,6 +38,8 @@ POLL_SECONDS = 0.25  # between looks at the local branch: a commit is in force w
 BACKOFF_CEILING_SECONDS = 600.0  # between attempts at a remote that fails
 RETRY_SECONDS = 5.0  # after an error of disk or repository, before the same commit is compiled again
 LOGGED_MISTAKES = 10  # of one commit, one line each
+SIZE_SECONDS = 600.0  # between looks at the size of the repository, which take a second for 100,000 loose objects
+LARGE_BYTES = 2 << 30  # twice what one fetch may bring
 
 _Errors = (RepositoryError, OSError, lmdb.Error)
 
@@ -111,11 +113,12 @@ class DirectoryControl:
 
     def run(self) -> None:
         """Follow the local branch and the remote until ``stop``; run it in a greenlet."""
-        remote = gevent.spawn(self._follow_remote) if self._settings.remote else None
+        others = [gevent.spawn(self._watch_size)]
+        if self._settings.remote:
+            others.append(gevent.spawn(self._follow_remote))
         while not self._stopping.wait(POLL_SECONDS):
             self._guarded(self.refresh)
-        if remote is not None:
-            remote.join()
+        gevent.joinall(others)
 
     def stop(self) -> None:
         """End ``run``. What runs in a thread is waited for by ``run``'s greenlet."""
@@ -155,6 +158,18 @@ class DirectoryControl:
             good = self._guarded(self.fetch)
             longest = max(BACKOFF_CEILING_SECONDS, self._settings.interval_seconds)
             pause = self._settings.interval_seconds if good else min(max(pause, 1.0) * 2, longest)
+
+    def _watch_size(self) -> None:
+        """What fetches bring stays, also of commits that were refused, until somebody runs ``git gc``."""
+        large = False
+        while True:
+            size = self._in_thread(disk_bytes, self._settings.repository)
+            self._counters.gauge("ptt_directory_repository_bytes", value=size)
+            if size > LARGE_BYTES and not large:
+                self._log.warning("directory repository is large", bytes=size)
+            large = size > LARGE_BYTES
+            if self._stopping.wait(SIZE_SECONDS):
+                return
 
     def _guarded(self, work: Callable[[], bool]) -> bool:
         try:

@@ -219,6 +219,16 @@ class Repository:
         return builder.write() if len(builder) else None
 
 
+def disk_bytes(path: str) -> int:
+    """What a repository takes on disk. Files that go away meanwhile do not count."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
+
+
 _Entries = dict[bytes, tuple[int, pygit2.Oid]]
 
 

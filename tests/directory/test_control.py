@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from ptt.directory import control as module
 from ptt.directory.authenticator import SALTS_FILE
 from ptt.directory.control import DirectoryControl
 from ptt.directory.reader import POINTER
-from ptt.directory.repository import Author, Repository
+from ptt.directory.repository import Author, Repository, disk_bytes
 from ptt.directory.snapshot import DAMAGED
 from ptt.net.rpc import RpcError
 
@@ -281,3 +282,32 @@ def test_an_unexpected_exception_does_not_end_the_service(
     until(lambda: base.counters.counters.get(("ptt_errors_total", ("directory",))))
     control.stop()
     running.get(timeout=5)
+
+
+def test_the_size_of_the_repository_is_told(base: Any, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SIZE_SECONDS", 0.02)
+    monkeypatch.setattr(module, "LARGE_BYTES", 1_000_000)
+    service = base.control()
+    running = gevent.spawn(service.run)
+    until(lambda: ("ptt_directory_repository_bytes", ()) in base.counters.gauges)
+    assert 10_000 < base.counters.gauges["ptt_directory_repository_bytes", ()] < 1_000_000
+    base.repository.git.create_blob(os.urandom(1_100_000))
+    until(lambda: base.events("directory repository is large"))
+    service.stop()
+    running.join(5)
+    assert len(base.events("directory repository is large")) == 1
+
+
+@pytest.mark.slow
+def test_git_gc_under_the_service(base: Any) -> None:
+    """Its open repository finds the commits that were packed, and takes new ones."""
+    service = base.control()
+    waste = base.repository.git.create_blob(os.urandom(1_000_000))
+    before = disk_bytes(base.repository.path)
+    command = ["git", "-c", "safe.directory=*", "-C", base.repository.path, "gc", "-q", "--prune=now"]
+    subprocess.run(command, check=True, timeout=60)
+    assert disk_bytes(base.repository.path) < before - 900_000
+    assert waste not in Repository(base.repository.path, "main").git
+    base.commit({"users/a.example/new.toml": ""})
+    assert service.refresh()
+    assert base.snapshot().user("new@a.example") is not None

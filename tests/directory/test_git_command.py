@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -276,6 +277,7 @@ def test_status(base: Any, make_base: Any) -> None:
     shown = ptt("git", "status").stdout
     assert "fetch problem:  fetch from" in shown
     assert f"in force:       {first}" in shown
+    assert re.search(r"^repository: +[0-9]+\.[0-9] MiB$", shown, re.M)
 
 
 # -- roll-back ---------------------------------------------------------------------------------------------------
