@@ -143,13 +143,13 @@ def _route(name: str, after: Route | None) -> str:
         return f"mail {whose} takes the usual way again"
     if after.via == "discard":
         return f"mail {whose} is discarded"
-    where = {"mx": "its MX hosts", "lmtp": f"{after.host} by LMTP", "smarthost": f"{after.host} (TLS: {after.tls})"}
+    where = {"mx": "its MX hosts", "lmtp": f"{after.host} by LMTP", "smarthost": after.host}
     more = [f"{word} {value}" for word, value in _route_more(after) if value]
     return f"mail {whose} goes to {', '.join([where[after.via], *more])}"
 
 
 def _route_more(route: Route) -> list[tuple[str, str]]:
-    return [("logged in as", route.credentials), ("from", route.source), ("or else to", route.fallback)]
+    return [("TLS:", route.tls), ("logged in as", route.credentials), ("from", route.source), ("or else to", route.fallback)]
 
 
 def _limits(before: Limits | None, after: Limits | None) -> Iterator[str]:

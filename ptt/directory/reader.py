@@ -29,7 +29,7 @@ from ptt.directory.records import DEFAULT_ROUTE, Alias, Domain, Group, Limits
 from ptt.dkim.rules import DEFAULT, Rules
 
 REFRESH_SECONDS = 0.25
-FORMAT = 2  # of the snapshot files and the pointer; a file of another format is compiled anew
+FORMAT = 3  # of the snapshot files and the pointer; a file of another format is compiled anew
 POINTER = "current"
 MAX_POINTER_BYTES = 1024
 
@@ -71,7 +71,7 @@ class RouteView(msgspec.Struct, array_like=True, frozen=True):
     name: str  # the file: a domain, or "default"
     via: str  # "smarthost", "mx", "lmtp" or "discard"
     host: str  # HOST:PORT of the smarthost or LMTP server, or unix:/PATH
-    tls: str  # "opportunistic", "verify" or "none"
+    tls: str  # "none", "opportunistic", "encrypt" or "verify"; "": what the host's configuration says
     subdomains: bool
     credentials: str = ""
     fallback: str = ""

@@ -72,7 +72,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     via: Literal["smarthost", "mx", "lmtp", "discard"]
     host: str = ""  # HOST:PORT of the smarthost or LMTP server
-    tls: Literal["opportunistic", "verify", "none"] = "opportunistic"
+    tls: Literal["", "none", "opportunistic", "encrypt", "verify"] = ""  # as [relay] tls of the host; "": that
     subdomains: bool = False  # the destination's subdomains too
     credentials: str = ""  # name of a file on the host; the secret is never here
     fallback: str = ""  # HOST:PORT where mail goes that the first host does not take

@@ -35,7 +35,7 @@ MAX_UNIX_PATH = 107  # octets that a Unix socket's address has room for
 # Keys that mean nothing for a kind of route.
 _NOT_FOR: dict[str, tuple[str, ...]] = {
     "smarthost": (),
-    "mx": ("host", "tls", "credentials"),
+    "mx": ("host", "credentials"),
     "lmtp": ("tls", "credentials", "fallback", "source"),
     "discard": ("host", "tls", "credentials", "fallback", "source"),
 }

@@ -212,7 +212,7 @@ def test_words_for_the_others() -> None:
     ]
     (to_host,) = describe(Place("route", "default"), None, Route("smarthost", "h:25"))
     whose = "mail of all destinations without a route of their own"
-    assert to_host.what == f"{whose} goes to h:25 (TLS: opportunistic)"
+    assert to_host.what == f"{whose} goes to h:25"
     (back,) = describe(Place("route", "x.example"), Route("mx"), None)
     assert back.what == "mail for x.example takes the usual way again"
 

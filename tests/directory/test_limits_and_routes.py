@@ -77,7 +77,6 @@ def test_connections_are_those_of_a_user() -> None:
         ("via = 'smarthost'\nhost = 'X.example:25'", 2, "host: domain 'X.example' must be in lower case"),
         ("via = 'smarthost'\nhost = 'x.example:0'", 2, "host: 'x.example:0': the port"),
         ("via = 'mx'\nhost = 'x.example:25'", 2, "host: means nothing"),
-        ("via = 'mx'\ntls = 'verify'", 2, "tls: means nothing"),
         ("\nvia = 'lmtp'\nhost = 'x.example'", 3, "host: 'x.example' is not HOST:PORT"),
         ("via = 'lmtp'\nhost = 'unix:run/lmtp'", 2, "host: must be unix: and an absolute path"),
         ("via = 'lmtp'\nhost = 'unix:/" + "x" * 107 + "'", 2, "host: must be unix: and an absolute path"),
@@ -103,7 +102,7 @@ def test_routes_that_are_refused(text: str, line: int, reason: str) -> None:
         "via = 'discard'",
         "via = 'lmtp'\nhost = 'mail.example:24'",
         "via = 'lmtp'\nhost = 'unix:/run/dovecot/lmtp'",
-        "via = 'mx'\nsource = 'bulk'\nfallback = 'backup.example:25'",
+        "via = 'mx'\ntls = 'encrypt'\nsource = 'bulk'\nfallback = 'backup.example:25'",
         "via = 'smarthost'\nhost = '[2001:db8::1]:587'\ncredentials = 'example'\ntls = 'verify'\nsource = 'b-1'",
     ],
 )
@@ -214,9 +213,9 @@ def test_routes(base: Any) -> None:
     assert snapshot.refresh()
     route = RouteView("x.example", "smarthost", "[::1]:25", "none", True)
     assert snapshot.route("X.example.") == snapshot.route("a.b.x.example") == route
-    assert snapshot.route("y.x.example") == RouteView("y.x.example", "mx", "", "opportunistic", False)
+    assert snapshot.route("y.x.example") == RouteView("y.x.example", "mx", "", "", False)
     assert snapshot.route("other.example") is None
     base.commit({"routes/default.toml": 'via = "smarthost"\nhost = "h.example:587"', "routes/x.example.toml": None})
     assert control.refresh()
     assert snapshot.refresh()
-    assert snapshot.route("x.example") == RouteView("default", "smarthost", "h.example:587", "opportunistic", False)
+    assert snapshot.route("x.example") == RouteView("default", "smarthost", "h.example:587", "", False)
