@@ -29,14 +29,16 @@ _COMMANDS = {
     "git": "ptt.cli.git:git",
     "group": "ptt.cli.group:group",
     "init": "ptt.cli.init:init",
+    "limits": "ptt.cli.limits:limits",
     "queue": "ptt.cli.queue:queue",
+    "route": "ptt.cli.route:route",
     "sink": "ptt.cli.sink:sink",
     "tls": "ptt.cli.tls:tls",
     "user": "ptt.cli.directory:user",
 }
 """Imported when used: a command starts without the libraries of the others."""
 
-_AS_CONTROL = frozenset({"alias", "domain", "git", "group", "user"})
+_AS_CONTROL = frozenset({"alias", "domain", "git", "group", "limits", "route", "user"})
 """Write the git database, which the control process's user owns: root becomes that user first."""
 
 

@@ -7,8 +7,8 @@ which the caller is told; the control process pushes it later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import tomlkit
 import tomlkit.exceptions
@@ -86,20 +86,33 @@ def removed(tree: Tree, place: Place) -> dict[str, bytes | None]:
 
 
 def changed(tree: Tree, place: Place, **values: object) -> dict[str, bytes | None]:
-    """Set keys of a file; comments and the rest stay as people wrote them. None removes a key. Raises EditError."""
+    """Set keys of a file; comments and the rest stay as people wrote them. None removes a key, a dict sets those of a
+    table, which goes with its last key. Raises EditError.
+    """
     text = tree.text(place)
     if text is None:
         raise EditError(f"there is no {place.kind} {place.name}")
     try:
         document = tomlkit.parse(text)
-        for key, value in values.items():
-            if value is None:
-                document.pop(key, None)
-            else:
-                document[key] = value
+        _set(document, values)
         return {path_of(place): tomlkit.dumps(document).encode()}
     except tomlkit.exceptions.TOMLKitError as e:
         raise EditError(f"{path_of(place)}: is not TOML: {e}") from e
+
+
+def _set(table: Any, values: Mapping[str, object]) -> None:
+    """``table``: of tomlkit."""
+    for key, value in values.items():
+        if value is None:
+            table.pop(key, None)
+        elif isinstance(value, dict):
+            if key not in table:
+                table[key] = tomlkit.table()
+            _set(table[key], value)
+            if not table[key]:
+                table.pop(key)
+        else:
+            table[key] = value
 
 
 def apply(settings: Directory, edit: Edit, message: str, author: Author) -> Done:
