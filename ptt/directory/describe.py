@@ -149,7 +149,12 @@ def _route(name: str, after: Route | None) -> str:
 
 
 def _route_more(route: Route) -> list[tuple[str, str]]:
-    return [("TLS:", route.tls), ("logged in as", route.credentials), ("from", route.source), ("or else to", route.fallback)]
+    login, source, fallback = (
+        ("logged in as", route.credentials),
+        ("from", route.source),
+        ("or else to", route.fallback),
+    )
+    return [("TLS:", route.tls), login, source, fallback]
 
 
 def _limits(before: Limits | None, after: Limits | None) -> Iterator[str]:
