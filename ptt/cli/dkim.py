@@ -9,14 +9,15 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import stat
 import subprocess
 import sys
-from typing import Protocol, get_args
+from typing import BinaryIO, Protocol, get_args
 
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ptt.config import Config
 from ptt.dkim.keys import record_name, record_strings
@@ -62,17 +63,30 @@ def dkim() -> None:
 @click.option("--domain", required=True, help="the signing domain (d=)")
 @click.option("--selector", help="the selector (s=); default: s and today's date")
 @click.option("--algorithm", type=click.Choice(get_args(KeyAlgorithm)), default="rsa2048", show_default=True)
+@click.option("--derive", is_flag=True, help="from a passphrase instead of at random: docs/signing.md says the risk")
+@click.option("--passphrase-file", type=click.File("rb"), help="its first line; default: the terminal is asked")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 @click.pass_obj
-def keygen(shared: Shared, domain: str, selector: str | None, algorithm: str, as_json: bool) -> None:
+def keygen(
+    shared: Shared,
+    domain: str,
+    selector: str | None,
+    algorithm: str,
+    derive: bool,
+    passphrase_file: BinaryIO | None,
+    as_json: bool,
+) -> None:
     """Make a key pair. The private key stays with the key process; the record for DNS is printed."""
+    if passphrase_file is not None:
+        _check_passphrase_file(passphrase_file, derive)
     if not shared.config.signs:
         raise click.ClickException(f"role {shared.config.role} has no key process; make keys on the signer's host")
     domain = domain.lower()
     selector = selector or f"s{datetime.datetime.now(datetime.UTC):%Y%m%d}"
     command = [sys.executable, "-P", "-m", "ptt.signer.keyprocess", "--config", shared.file]
-    command += ["--generate", domain, selector, "--algorithm", algorithm]
-    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    command += ["--generate", domain, selector, "--algorithm", algorithm, *(["--derive"] if derive else [])]
+    # The key process reads the passphrase, from the file or the terminal: this command never has it.
+    made = subprocess.run(command, stdin=passphrase_file, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode:
         sys.exit(made.returncode)
     name, record = record_name(domain, selector), made.stdout.strip()
@@ -82,6 +96,14 @@ def keygen(shared: Shared, domain: str, selector: str | None, algorithm: str, as
         return
     strings = "\n    ".join(f'"{part}"' for part in record_strings(record))
     click.echo(f"{name}. IN TXT (\n    {strings} )")
+
+
+def _check_passphrase_file(file: BinaryIO, derive: bool) -> None:
+    if not derive:
+        raise click.UsageError("--passphrase-file goes with --derive")
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o077:
+        raise click.ClickException(f"{file.name}: others may read it; chmod 600 {file.name}")
 
 
 @dkim.command()
@@ -125,7 +147,9 @@ def status(shared: Shared, domain: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(row) for row in rows]))
         return
-    table = Table("domain", "selector", "algorithm", "key file", "in DNS", "checked")
+    table = Table(
+        "domain", Column("selector", no_wrap=True, overflow="fold"), "algorithm", "key file", "in DNS", "checked"
+    )
     for row in rows:
         checked = _when(row.checked)
         shown = ("retired" if row.retired else "served") if row.served else row.why

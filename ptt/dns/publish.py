@@ -59,7 +59,7 @@ class Publisher:
         """Check every key now, publish what is not served, write the state. Results by domain and selector."""
         keys = self._files.scan(everything=True)
         self._forget_all_but(keys)
-        self._take_roles()
+        self.take_roles()
         withdrawn = self._roles().withdrawn
         return self._work([key for key in keys if key_id(key) not in withdrawn])
 
@@ -82,7 +82,7 @@ class Publisher:
             self._reread = now + self._config.recheck_seconds
         keys = self._files.scan(everything=everything)
         changed = self._forget_all_but(keys)
-        changed |= self._take_roles()
+        self.take_roles()
         withdrawn = self._roles().withdrawn
         due = sorted(
             (at, key_id(key), key) for key in keys if key_id(key) not in withdrawn and (at := self._due_at(key)) <= now
@@ -106,16 +106,18 @@ class Publisher:
             self._log.event("DKIM key removed", domain=key[0], selector=key[1])
         return bool(gone)
 
-    def _take_roles(self) -> bool:
-        """Bring what rotations say of keys into their states. Did anything change?"""
+    def take_roles(self) -> None:
+        """Bring what rotations say of keys into their states, for the workers to see, before anything is asked of DNS:
+        a compromised key signs nothing more.
+        """
         roles = self._roles()
         if roles == self._shown:
-            return False
+            return
         self._shown = roles
         for id, state in self._states.items():
             self._states[id] = _in_role(state, id, roles)
             self._counters.gauge("ptt_dkim_key_served", *id, value=float(self._states[id].served))
-        return True
+        self._write()
 
     def _work(self, keys: Sequence[PublicKey]) -> list[Result]:
         before = served_before(keys, self._states)

@@ -48,10 +48,15 @@ class KeyCare:
             self.rotator.close()
 
     def rotate(self, argument: Any) -> Any:
-        """The method "rotate": [domain, because of a compromise?] -> the rotation. Raises RpcError."""
+        """The method "rotate": [domain, because of a compromise?] -> the rotation. Raises RpcError.
+
+        When it answers, compromised keys are out of use for every worker that looks, even if this process dies now.
+        """
         try:
             domain, compromise = msgspec.convert(argument, tuple[str, bool])
-            return msgspec.to_builtins(self.rotator.start(domain, compromise))
+            begun = self.rotator.start(domain, compromise)
+            self.publisher.take_roles()
+            return msgspec.to_builtins(begun)
         except msgspec.ValidationError as e:
             raise RpcError("rotate takes a domain, and whether its keys are compromised") from e
         except RotationRefused as e:

@@ -1,10 +1,11 @@
 """The key process: alone opens the private DKIM keys, and signs what workers send it over a Unix socket.
 
     python -m ptt.signer.keyprocess --config FILE --listen-fd N ...        started by the supervisor
-    python -m ptt.signer.keyprocess --config FILE --generate DOMAIN SELECTOR [--algorithm rsa2048|ed25519]
+    python -m ptt.signer.keyprocess --config FILE --generate DOMAIN SELECTOR [--algorithm rsa2048|ed25519] [--derive]
 
 The second form makes one pair of keys, prints the public record and ends; ``ptt dkim keygen`` starts it, so that no
-command ever holds a private key. Plain Python, one thread, no gevent. After the start: its own user, no network
+command ever holds a private key; with ``--derive`` from a passphrase, which it asks the terminal for, or which is the
+first line of its standard input. Plain Python, one thread, no gevent. After the start: its own user, no network
 sockets, no core dumps (``ptt.signer.isolation``). It keeps nothing: killed at any instant it loses only
 requests, which the workers ask again.
 """
@@ -12,6 +13,7 @@ requests, which the workers ask again.
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import signal
 import socket
@@ -26,7 +28,7 @@ from ptt.service import child as process
 from ptt.service import privileges
 from ptt.signer import isolation, keystore
 from ptt.signer.handler import Handler
-from ptt.signer.keystore import KeyRefused, Keystore
+from ptt.signer.keystore import BITS, Key, KeyRefused, Keystore
 from ptt.signer.server import Server
 from ptt.signer.state import KeyAlgorithm
 
@@ -37,6 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     found = process.parser("signer")
     found.add_argument("--generate", nargs=2, metavar=("DOMAIN", "SELECTOR"))
     found.add_argument("--algorithm", choices=get_args(KeyAlgorithm), default="rsa2048")
+    found.add_argument("--derive", action="store_true")
     return found
 
 
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     child = process.from_arguments("signer", options)
     if options.generate:
-        return _generate(child, options.generate, options.algorithm)
+        return _generate(child, options.generate, options.algorithm, options.derive)
     if not child.listen:
         sys.stderr.write("ptt signer: --listen-fd is missing\n")
         return USAGE
@@ -89,13 +92,15 @@ def _serve(child: process.Child) -> None:
     child.log.event("stopped")
 
 
-def _generate(child: process.Child, names: list[str], algorithm: KeyAlgorithm) -> int:
+def _generate(child: process.Child, names: list[str], algorithm: KeyAlgorithm, from_passphrase: bool) -> int:
     domain, selector = names
     try:
         keystore.check_names(domain, selector)
         _enter(child)
         signer = child.config.signer
-        found = keystore.generate(signer.keys, signer.public, domain, selector, algorithm, int(time.time() * 1000))
+        key = _derived(domain, selector, algorithm) if from_passphrase else None
+        now = int(time.time() * 1000)
+        found = keystore.generate(signer.keys, signer.public, domain, selector, algorithm, now, key)
     except (KeyRefused, privileges.UserError) as e:
         sys.stderr.write(f"{e}\n")
         return FAILED
@@ -104,6 +109,26 @@ def _generate(child: process.Child, names: list[str], algorithm: KeyAlgorithm) -
         return FAILED
     sys.stdout.write(f"{found.record}\n")
     return 0
+
+
+def _derived(domain: str, selector: str, algorithm: KeyAlgorithm) -> Key:
+    """A key from a passphrase, for which a terminal is asked twice. Raises KeyRefused."""
+    from ptt.signer import derive  # a process that signs has no use for it
+
+    if sys.stdin.isatty():
+        passphrase = getpass.getpass("Passphrase: ")
+        if getpass.getpass("The same again: ") != passphrase:
+            raise KeyRefused("these were two passphrases")
+    else:
+        line = sys.stdin.buffer.readline(derive.MAX_PASSPHRASE * 4 + 2)  # UTF-8 has at most four octets a character
+        try:
+            passphrase = line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as e:
+            raise KeyRefused("the passphrase is not UTF-8") from e
+    try:
+        return derive.private_key(passphrase, domain, selector, algorithm, BITS.get(algorithm, 0))
+    except ValueError as e:
+        raise KeyRefused(str(e)) from e
 
 
 if __name__ == "__main__":

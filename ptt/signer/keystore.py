@@ -10,6 +10,7 @@ A file that another user could have read or written is refused, with the reason 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import stat
 from collections import OrderedDict
@@ -30,6 +31,8 @@ MAX_KEY_FILE = 64 * 1024  # RSA-4096 in PEM is 3.3 KiB
 MIN_RSA_BITS = 1024  # RFC 8301, 3.2: verifiers refuse shorter ones
 BITS: dict[KeyAlgorithm, int] = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
 
+Key = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
 _PADDING = padding.PKCS1v15()
 _SHA256 = hashes.SHA256()
 
@@ -41,7 +44,7 @@ class KeyRefused(Exception):
 class PrivateKey:
     """An open key: ``sign(data)`` returns the signature over the SHA-256 of ``data`` (RFC 6376, 3.3; RFC 8463, 3)."""
 
-    def __init__(self, key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> None:
+    def __init__(self, key: Key) -> None:
         self._key = key
         self.record = record_of(key)
         self.bits = key.key_size if isinstance(key, rsa.RSAPrivateKey) else 0  # of RSA
@@ -171,22 +174,18 @@ def _parse(pem: bytes, name: str) -> PrivateKey:
     return PrivateKey(key)
 
 
-def generate(keys: str, public: str, domain: str, selector: str, algorithm: KeyAlgorithm, now_ms: int) -> PublicKey:
+def generate(
+    keys: str, public: str, domain: str, selector: str, algorithm: KeyAlgorithm, now_ms: int, key: Key | None = None
+) -> PublicKey:
     """Make a pair of keys and write both files; they are on stable storage when this returns the public one.
 
-    Never replaces a file. Raises KeyRefused.
+    ``key``: the private one, of that algorithm; None: a random one. Never replaces a file. Raises KeyRefused.
     """
     path = key_path(keys, domain, selector)
     public_path = os.path.join(public, domain, f"{selector}.pub")
     if os.path.lexists(public_path):  # a private key beside another one's record would make signatures that fail
         raise KeyRefused(f"key {selector} of {domain} exists already: {public_path}")
-    key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-    if algorithm == "ed25519":
-        key = ed25519.Ed25519PrivateKey.generate()
-    elif algorithm in BITS:
-        key = rsa.generate_private_key(65537, BITS[algorithm])
-    else:
-        raise KeyRefused(f"unknown algorithm {algorithm!r}; known: {', '.join((*BITS, 'ed25519'))}")
+    key = key or _random(algorithm)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     found = PublicKey(domain, selector, algorithm, record_of(key), now_ms)
     try:
@@ -199,6 +198,14 @@ def generate(keys: str, public: str, domain: str, selector: str, algorithm: KeyA
     except OSError as e:
         raise KeyRefused(f"key {selector} of {domain} cannot be written: {e.filename}: {e.strerror}") from e
     return found
+
+
+def _random(algorithm: KeyAlgorithm) -> Key:
+    if algorithm == "ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
+    if algorithm in BITS:
+        return rsa.generate_private_key(65537, BITS[algorithm])
+    raise KeyRefused(f"unknown algorithm {algorithm!r}; known: {', '.join((*BITS, 'ed25519'))}")
 
 
 def ensure(
@@ -225,6 +232,7 @@ def remove(keys: str, public: str, domain: str, selector: str) -> None:
     path = key_path(keys, domain, selector)
     try:
         for file in (path, os.path.join(public, domain, f"{selector}.pub")):
+            _clear(file)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
                 _sync(os.path.dirname(file))
@@ -238,7 +246,7 @@ def _write_public(public: str, key: PublicKey) -> None:
     _write(os.path.join(public, key.domain, f"{key.selector}.pub"), shown, 0o644, 0o755)
 
 
-def record_of(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> str:
+def record_of(key: Key) -> str:
     """The text of the TXT record that belongs to a private key."""
     if isinstance(key, ed25519.Ed25519PrivateKey):
         raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
@@ -260,8 +268,7 @@ def _write(path: str, data: bytes, mode: int, folder_mode: int) -> None:
     folder = os.path.dirname(path)
     make_directory(folder, folder_mode)
     temporary = f"{path}.{os.getpid()}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)  # left by a process of the same number that was killed here
+    _clear(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
@@ -273,6 +280,13 @@ def _write(path: str, data: bytes, mode: int, folder_mode: int) -> None:
     finally:
         os.unlink(temporary)
     _sync(folder)
+
+
+def _clear(path: str) -> None:
+    """Delete what processes left that were killed while they wrote ``path``."""
+    for left in glob.iglob(f"{glob.escape(path)}.*.new"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(left)
 
 
 def _sync(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -18,6 +19,7 @@ from ptt.net import rpc
 from ptt.net.rpc import RpcClient, RpcError
 from ptt.service.keycare import KeyCare
 from ptt.signer import keystore
+from ptt.signer.state import KeyState, KeyView, write_state
 
 
 def care(base: pathlib.Path, text: str = "") -> KeyCare:
@@ -63,4 +65,19 @@ def test_rotate(tmp_path: pathlib.Path) -> None:
     assert (answer["old"], answer["step"], answer["now"]) == (("s1",), "generate", True)
     assert msgspec.json.encode(answer)
     assert keys.warnings() == ["example.org has no key since a compromise; step generate: just begun"]
+    keys.rotator.close()
+
+
+def test_a_compromised_key_is_out_of_use_when_rotate_answers(tmp_path: pathlib.Path) -> None:
+    """Control may be killed right after: the workers know already."""
+    base = str(tmp_path)
+    key = keystore.generate(f"{base}/keys", f"{base}/public", "example.org", "s1", "ed25519", 1)
+    (tmp_path / "run").mkdir()
+    write_state(f"{base}/run/dkim.json", [KeyState(key.domain, key.selector, key.algorithm, key.record, True)])
+    keys = care(tmp_path)
+    view = KeyView(load(tmp_path / "ptt.toml"), itertools.count().__next__)
+    assert view.active("example.org").signing == (key,)
+    keys.rotate(["example.org", True])
+    assert view.active("example.org").signing == ()
+    assert view.revoked() == {("example.org", "s1")}
     keys.rotator.close()

@@ -40,6 +40,19 @@ def made(tmp_path: pathlib.Path) -> Store:
     return Store(tmp_path)
 
 
+def test_what_a_killed_process_left_half_written_goes(made: Store) -> None:
+    made.put(b"half", "s1.pem.77.new")
+    left = made.folder / "s1.pem.77.new"
+    (made.folder / "s1.pem.77.new.pem").rename(left)
+    made.make()
+    assert not left.exists()
+    left.write_bytes(b"half")
+    other = made.folder / "s11.pem.77.new"
+    other.write_bytes(b"another's")
+    keystore.remove(made.keys, made.public, DOMAIN, "s1")
+    assert list(made.folder.iterdir()) == [other]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])
 def test_files_of_a_new_key(made: Store, umask: int) -> None:
     before = os.umask(umask)
