@@ -105,6 +105,11 @@ def _dkim(before: rules.Rules, after: rules.Rules) -> Iterator[str]:
     if after.expires_seconds != before.expires_seconds:
         end = f"{after.expires_seconds} s after signing" if after.expires_seconds else "never"
         yield f"its signatures expire {end}"
+    if after.arc != before.arc:
+        what = {"no": "gets no ARC set", "beside": "gets an ARC set too", "instead": "gets an ARC set in place of DKIM"}
+        yield f"its mail {what[after.arc]}"
+    if after.authserv_id != before.authserv_id:
+        yield f"its ARC sets take over Authentication-Results of {after.authserv_id or 'this host'}"
     if after.identity != before.identity:
         whom = "the subdomain of From" if after.identity == "author" else "the domain alone"
         yield f"its signatures name {whom} (i=)"

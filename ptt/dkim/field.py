@@ -51,12 +51,18 @@ MAX_INSTANCES = 8  # of one name: RFC 5322, 3.6 allows one (Resent fields: one a
 LINE = 76  # RFC 5322, 2.1.1 recommends 78
 SHAPES = 512  # h= texts remembered: one for each combination of fields that occurs
 
+MAX_INSTANCE = 50  # RFC 8617, 4.2.1: of an ARC set
+
 MAX_DATA = 1024 * 1024  # of all that one signature covers; a To with a thousand recipients is 64 KiB
 MAX_FIELD = 8192  # bytes of a signature field that is read back; ours are under 4 KiB with every name 8 times
 
 _FIELD_NAME = b"dkim-signature"
+_ARC_MESSAGE, _ARC_SEAL = b"arc-message-signature", b"arc-seal"
+_SIGNED_FIELDS = (_FIELD_NAME, _ARC_MESSAGE, _ARC_SEAL)  # what a key process signs: RFC 6376, 3.5; RFC 8617, 4.1
 _DOMAINS = re.compile(rb"@([A-Za-z0-9._-]{1,253})")
-_ONE_FIELD = re.compile(rb"dkim-signature:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.IGNORECASE)
+_ONE_FIELD = re.compile(
+    rb"(dkim-signature|arc-message-signature|arc-seal):([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.IGNORECASE
+)
 
 
 class BadSignatureField(ValueError):
@@ -99,15 +105,22 @@ def wanted(oversign: tuple[str, ...]) -> frozenset[bytes]:
     return SIGNED.union(name.encode("ascii") for name in oversign)
 
 
-def choose(fields: Mapping[bytes, list[bytes]], canon: Canon = "relaxed", oversign: tuple[str, ...] = ()) -> Chosen:
+def choose(
+    fields: Mapping[bytes, list[bytes]],
+    canon: Canon = "relaxed",
+    oversign: tuple[str, ...] = (),
+    once: tuple[bytes, ...] = (),
+) -> Chosen:
     """Which fields are signed and how often; ``fields`` as ``header_fields`` found them under the same form.
 
-    ``oversign``: lower-case names of fields that are signed once more than they occur, beside the usual ones.
+    ``oversign``: lower-case names of fields that are signed once more than they occur, beside the usual ones;
+    ``once``: of others that are signed as often.
     Several fields of one name are taken from the bottom up (RFC 6376, 5.4.2).
     """
     shape: list[tuple[bytes, int]] = []
     data: list[bytes] = []
-    for names, extra, absent in _groups(oversign) if oversign else _GROUPS:
+    groups = _groups(oversign) if oversign else _GROUPS
+    for names, extra, absent in (*groups, (once, 0, False)) if once else groups:
         for name in names:
             values = fields.get(name)
             if values:
@@ -156,43 +169,80 @@ def unsigned(
         + chosen.names
         + b";\r\n\tb="
     )
-    field = b"DKIM-Signature: " + tags
+    return half(b"DKIM-Signature", tags, chosen)
+
+
+def half(name: bytes, tags: bytes, chosen: Chosen) -> Unsigned:
+    """A signature field of this name, folded, whose ``tags`` end in "b=", over what was chosen."""
+    field = name + b": " + tags
     if chosen.canon == "simple":
         return Unsigned(field, chosen.data + field)
-    return Unsigned(field, chosen.data + _FIELD_NAME + b":" + squeeze(tags.replace(b"\r\n", b"")))
+    return Unsigned(field, chosen.data + name.lower() + b":" + squeeze(tags.replace(b"\r\n", b"")))
 
 
 def signature_tags(data: bytes) -> dict[str, str]:
-    """The tags of the unsigned DKIM-Signature field at the end of ``data``, which was canonicalised in either form.
+    """The tags of the unsigned signature field at the end of ``data``, which was canonicalised in either form.
 
     The key process looks here at what it is asked to sign. Raises BadSignatureField for anything but one whole
-    field, version 1, b= empty and last, no tag twice, From signed, no l=.
+    DKIM-Signature, ARC-Message-Signature or ARC-Seal: b= empty and last, no tag twice; the former two with From signed
+    and no l=, the last one over ARC sets and nothing else.
     """
     tail = data[-MAX_FIELD:].lower()
-    at = tail.rfind(b"\r\n" + _FIELD_NAME)
+    at = max(tail.rfind(b"\r\n" + name + b":") for name in _SIGNED_FIELDS)
     at = len(data) - len(tail) + at + 2 if at >= 0 else 0
     match = _ONE_FIELD.fullmatch(data, at)
     if match is None:
-        raise BadSignatureField("what is to be signed does not end in a DKIM-Signature field")
+        raise BadSignatureField("what is to be signed does not end in a DKIM-Signature field, or one of ARC")
     tags: dict[str, str] = {}
     try:
-        text = match[1].translate(None, b" \t\r\n").decode("ascii")
+        text = match[2].translate(None, b" \t\r\n").decode("ascii")
     except UnicodeDecodeError as e:
-        raise BadSignatureField("the DKIM-Signature field is not ASCII") from e
+        raise BadSignatureField("the signature field is not ASCII") from e
     for part in text.split(";"):
         name, equals, value = part.partition("=")
         if not equals or name in tags:
             raise BadSignatureField(f"tag {name[:20]!r} is malformed or there twice")
         tags[name] = value
-    if not text.endswith(";b=") or tags.get("v") != "1":
-        raise BadSignatureField("v= is not 1, or b= is not empty and last")
+    if not text.endswith(";b="):
+        raise BadSignatureField("b= is not empty and last")
+    kind = match[1].lower()
+    if kind == _ARC_SEAL:
+        _check_seal(data, tags)
+        return tags
+    if kind == _ARC_MESSAGE:
+        _check_instance(tags)
+    elif tags.get("v") != "1":
+        raise BadSignatureField("v= is not 1")
+    elif "i" in tags and not _at_or_below(tags["i"], tags.get("d", "")):
+        raise BadSignatureField("i= is not in d= (RFC 6376, 3.5)")
     if "l" in tags:
         raise BadSignatureField("l= is never signed")
-    if "i" in tags and not _at_or_below(tags["i"], tags.get("d", "")):
-        raise BadSignatureField("i= is not in d= (RFC 6376, 3.5)")
-    if "from" not in tags.get("h", "").lower().split(":"):
+    names = tags.get("h", "").lower().split(":")
+    if "from" not in names:
         raise BadSignatureField("From is not signed (RFC 6376, 5.4)")
+    if kind == _ARC_MESSAGE and ("arc-seal" in names or "authentication-results" in names):
+        raise BadSignatureField("ARC-Seal or Authentication-Results is signed (RFC 8617, 4.1.2)")
     return tags
+
+
+def _check_instance(tags: Mapping[str, str]) -> int:
+    number = tags.get("i", "")
+    if "v" in tags or not re.fullmatch(r"[1-9]\d?", number) or int(number) > MAX_INSTANCE:
+        raise BadSignatureField("i= is not the number of an ARC set, or there is a v= (RFC 8617, 4.1)")
+    return int(number)
+
+
+def _check_seal(data: bytes, tags: Mapping[str, str]) -> None:
+    """A seal covers the sets up to its own, or its own alone when they are broken: nothing else is signed as one."""
+    number, status = _check_instance(tags), tags.get("cv")
+    if not tags.keys().isdisjoint(("h", "bh", "c", "l")) or status not in ("none", "pass", "fail"):
+        raise BadSignatureField("the ARC-Seal has a tag of other fields, or no cv= (RFC 8617, 4.1.3)")
+    if (number == 1) is not (status == "none"):
+        raise BadSignatureField("cv=none is for the first set, and for it alone (RFC 8617, 5.1.1)")
+    one = [b"arc-authentication-results", _ARC_MESSAGE, _ARC_SEAL]
+    names = [line.partition(b":")[0] for line in data.split(b"\r\n")]
+    if names != one * (1 if status == "fail" else number):
+        raise BadSignatureField("an ARC-Seal covers ARC sets and nothing else (RFC 8617, 5.1.1)")
 
 
 def _at_or_below(identity: str, domain: str) -> bool:

@@ -25,6 +25,8 @@ MIN_EXPIRES = 3600  # RFC 6376, 3.5: x= is no defence against replay; mail may w
 _NEVER = re.compile(r"received|return-path|bcc|resent-bcc|dkim-signature|authentication-results|arc-.*")
 _FIELD_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,76}")  # RFC 5322, 2.2, in lower case, without what h= cannot hold
 
+_AUTHSERV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}")
+
 
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The table ``[dkim]``."""
@@ -38,6 +40,8 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     oversign: tuple[str, ...] = ()  # fields that are signed beside the usual ones, once more than they occur
     expires_seconds: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0  # x= so long after t=; 0: no x=
     identity: Literal["domain", "author"] = "domain"  # i=: "author": the subdomain of From
+    arc: Literal["no", "beside", "instead"] = "no"  # an ARC set, beside the DKIM signatures or in their place
+    authserv_id: str = ""  # whose Authentication-Results the set takes over; empty: this host's
 
     @property
     def header_canon(self) -> Canon:
@@ -59,6 +63,12 @@ def mistakes(rules: Rules) -> Iterator[tuple[str, str, str]]:
         yield "algorithms", "", "names none; sign = false is how mail goes out unsigned"
     if rules.selectors and rules.algorithms != DEFAULT.algorithms:
         yield "algorithms", "", "means nothing beside selectors"
+    if rules.arc == "instead" and rules.also:
+        yield "also", "", 'means nothing with arc = "instead": a set has one seal'
+    if rules.authserv_id and rules.arc == "no":
+        yield "authserv_id", "", "means nothing without arc"
+    if rules.authserv_id and not _AUTHSERV.fullmatch(rules.authserv_id):
+        yield "authserv_id", "", "is not the name of a server (RFC 8601, 2.2)"
     if 0 < rules.expires_seconds < MIN_EXPIRES:
         yield "expires_seconds", "", f"less than {MIN_EXPIRES} would end while mail is on its way"
     for key, values, most in (

@@ -12,7 +12,7 @@ who       (any)                                                        [process 
 stats     (any)                                                        ``ptt.metrics.Snapshot`` as built-in types
 ========  ===========================================================  ========================================
 
-``data`` is what ``ptt.dkim.field`` made: it is signed only if it ends in a DKIM-Signature field for that domain,
+``data`` is what ``ptt.dkim`` made: it is signed only if it ends in a DKIM-Signature or ARC field for that domain,
 selector and kind of key, so nobody can have anything else signed. ``keygen``, ``ensure`` and ``remove`` are for the
 users in ``makers`` alone. No answer and no log line holds a private key.
 """

@@ -13,18 +13,20 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import gevent
 import msgspec
 
 from ptt.config import Config
-from ptt.dkim import canonical, field
+from ptt.dkim import arc, canonical, field
 from ptt.dkim.canonical import Canon
-from ptt.dkim.field import Chosen, Unsigned
+from ptt.dkim.field import Algorithm, Chosen, Unsigned
 from ptt.dkim.rules import DEFAULT, Rules
+from ptt.dns.resolver import TemporaryFailure
 from ptt.message import Envelope
 from ptt.net.rpc import RpcError, RpcUnavailable
+from ptt.signer import chain
 from ptt.signer.client import Request, SignerClient
 from ptt.signer.state import KeyView, PublicKey, choose_keys
 
@@ -32,7 +34,12 @@ _KEY_TAGS = re.compile(rb"\td=([^;\s]+); s=([^;\s]+);")  # as ptt.dkim.field wri
 MAX_HEADER = 4 * 1024 * 1024  # of a message that is signed: 15 ms of work on the loop in one piece
 
 Reason = Literal[
-    "no key for domain", "key not in DNS", "key process unavailable", "key refused", "header too large to sign"
+    "no key for domain",
+    "key not in DNS",
+    "key process unavailable",
+    "key refused",
+    "header too large to sign",
+    "ARC chain not verified",
 ]
 
 
@@ -55,8 +62,39 @@ Signer = tuple[PublicKey, Rules]
 """A key that signs, and how its domain wants it."""
 
 
+def algorithm(key: PublicKey) -> Algorithm:
+    """a= of a key's signatures."""
+    return "ed25519-sha256" if key.algorithm == "ed25519" else "rsa-sha256"
+
+
+class ArcSet(NamedTuple):
+    """An ARC set that lacks its two signatures."""
+
+    key: PublicKey
+    before: arc.Chain
+    status: arc.Status
+    results: bytes
+    half: Unsigned
+    now: int
+
+    def sealed(self, client: SignerClient, shown_id: str) -> bytes:
+        """Its three fields. Raises RpcError."""
+        names = self.key.domain, self.key.selector
+        (signature,) = client.sign(Request(shown_id, *names, self.half.data))
+        own = self.half.signed(signature)
+        seal = arc.seal(self.before, self.status, (self.results, own), *names, algorithm(self.key), self.now)
+        (signature,) = client.sign(Request(shown_id, *names, seal.data))
+        return seal.signed(signature) + own + self.results
+
+
+def _no_lookup(name: str) -> list[bytes]:
+    raise TemporaryFailure(f"{name}: there is no resolver here")
+
+
 class Signing:
-    """Signs messages. ``rules``: how a domain wants it; ``clock``: seconds since the epoch, for t=."""
+    """Signs messages. ``rules``: how a domain wants it; ``clock``: seconds since the epoch, for t=; ``hostname``: whose
+    Authentication-Results an ARC set takes over; ``lookup``: the TXT records of a name, for the keys of ARC chains.
+    """
 
     def __init__(
         self,
@@ -64,7 +102,11 @@ class Signing:
         keys: KeyView,
         clock: Callable[[], float] = time.time,
         rules: Callable[[str], Rules] = lambda _domain: DEFAULT,
+        hostname: str = "",
+        lookup: chain.Lookup = _no_lookup,
     ) -> None:
+        self._hostname = hostname
+        self._lookup = lookup
         self._client = client
         self._keys = keys
         self._clock = clock
@@ -80,21 +122,53 @@ class Signing:
             return signers
         if canonical.body_start(body) > MAX_HEADER:
             return Wait("header too large to sign", f"{MAX_HEADER} bytes are allowed")
+        arc_set = self._arc_set(envelope, signers[0], body)
+        if isinstance(arc_set, Wait):
+            return arc_set
+        if arc_set is not None and signers[0][1].arc == "instead":
+            signers = []
         halves = prepare(signers, body, int(self._clock()), _pause)
-        if max(len(half.data) for half in halves) > field.MAX_DATA:
+        if max((len(half.data) for half in halves), default=0) > field.MAX_DATA:
             return Wait("header too large to sign", f"{field.MAX_DATA} bytes of signed fields are allowed")
         requests = [
             Request(shown_id, key.domain, key.selector, half.data)
             for (key, _), half in zip(signers, halves, strict=True)
         ]
         try:
-            signatures = self._client.sign(*requests)
+            signatures = self._client.sign(*requests) if requests else []
+            sealed = arc_set.sealed(self._client, shown_id) if arc_set else b""
         except RpcUnavailable as e:
             return Wait("key process unavailable", str(e))
         except RpcError as e:
             return Wait("key refused", str(e))
         finished = [half.signed(signature) for half, signature in zip(halves, signatures, strict=True)]
-        return Signed(b"".join(finished), domain, [key.selector for key, _ in signers])
+        keys = [arc_set.key for arc_set in (arc_set,) if arc_set] + [key for key, _ in signers]
+        return Signed(b"".join([sealed, *finished]), domain, list(dict.fromkeys(key.selector for key in keys)))
+
+    def _arc_set(self, envelope: Envelope, signer: Signer, message: bytes) -> ArcSet | Wait | None:
+        """The ARC set that the message gets; None where its domain wants none, or none may follow those it has."""
+        key, rules = signer
+        if rules.arc == "no":
+            return None
+        start = canonical.body_start(message)
+        before = arc.chain(message[:start])
+        try:
+            status = None if before.ended else chain.verify(before, message, self._lookup)
+        except chain.Unknown as e:
+            return Wait("ARC chain not verified", str(e))
+        if status is None:
+            return None
+        trusted = bool(rules.authserv_id) or not envelope.user  # nobody but who wrote it stands behind a user's mail
+        server = rules.authserv_id or self._hostname
+        results = arc.authentication_results(message[:start], server, trusted, before.instance)
+        found = canonical.header_fields(message[:start], field.wanted((*rules.oversign, "dkim-signature")))
+        chosen = field.choose(found, "relaxed", rules.oversign, (b"dkim-signature",))
+        now = int(self._clock())
+        hashed = canonical.body_hash(message, start, pause=_pause)
+        half = arc.message_signature(chosen, hashed, before.instance, key.domain, key.selector, algorithm(key), now)
+        if len(half.data) > field.MAX_DATA:
+            return Wait("header too large to sign", f"{field.MAX_DATA} bytes of signed fields are allowed")
+        return ArcSet(key, before, status, results, half, now)
 
     def _signers(self, domain: str) -> list[Signer] | Wait:
         """The keys that sign the mail of a domain: its own, then those of the domains that sign it too. All or none."""
@@ -150,7 +224,7 @@ def prepare(
                 hashes[body_canon],
                 key.domain,
                 key.selector,
-                "ed25519-sha256" if key.algorithm == "ed25519" else "rsa-sha256",
+                algorithm(key),
                 now,
                 body_canon,
                 now + rules.expires_seconds if rules.expires_seconds else 0,
@@ -160,7 +234,9 @@ def prepare(
     return halves
 
 
-def build(config: Config, rules: Callable[[str], Rules] = lambda _domain: DEFAULT) -> Signing:
-    """The stage as a worker has it, from its configuration. ``rules``: of the git database."""
+def build(
+    config: Config, rules: Callable[[str], Rules] = lambda _domain: DEFAULT, lookup: chain.Lookup = _no_lookup
+) -> Signing:
+    """The stage as a worker has it, from its configuration. ``rules``: of the git database; ``lookup``: TXT records."""
     client = SignerClient(os.path.join(config.run, "signer.sock"), config.signer.processes)
-    return Signing(client, KeyView(config), rules=rules)
+    return Signing(client, KeyView(config), rules=rules, hostname=config.hostname, lookup=lookup)

@@ -19,6 +19,8 @@ EVERY = Rules(
     ("x-campaign", "feedback-id"),
     604_800,
     "author",
+    "beside",
+    "mx.a.example",
 )
 
 
@@ -49,6 +51,9 @@ def test_what_is_dumped_is_read_again(rules: Rules) -> None:
         ("[dkim]\noversign = ['x-a', 'x-a']\n", 2, "dkim.oversign: 'x-a' is named twice"),
         ("[dkim]\nexpires_seconds = 60\n", 2, "dkim.expires_seconds: less than 3600"),
         ("[dkim]\nexpires_seconds = -1\n", 2, "dkim.expires_seconds: Expected `int` >= 0"),
+        ("[dkim]\narc = 'instead'\nalso = ['b.example']\n", 3, "dkim.also: means nothing with arc"),
+        ("[dkim]\nauthserv_id = 'mx.example'\n", 2, "dkim.authserv_id: means nothing without arc"),
+        ("[dkim]\narc = 'beside'\nauthserv_id = 'a;b'\n", 3, "dkim.authserv_id: is not the name of a server"),
         ("[dkim]\nidentity = 'x'\n", 2, "dkim.identity: Invalid enum value"),
     ],
 )
@@ -88,6 +93,8 @@ def test_in_words() -> None:
         "its signatures are c=simple/relaxed (header/body)",
         "x-campaign, feedback-id may not be added or changed on the way",
         "its signatures expire 604800 s after signing",
+        "its mail gets an ARC set too",
+        "its ARC sets take over Authentication-Results of mx.a.example",
         "its signatures name the subdomain of From (i=)",
     ]
     back = [c.what for c in describe(Place("domain", "a.example"), Domain(dkim=EVERY), Domain())]
