@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import re
 import shutil
 import smtplib
 import ssl
@@ -14,9 +16,10 @@ import dkim
 import dns.message
 import dns.query
 import pytest
+import tomlkit
 from peer_programs import wait_until
 
-from ptt.cli.sandbox import Sandbox, free_port
+from ptt.cli.sandbox import Sandbox, SandboxError, free_port
 from ptt.config import load
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -173,3 +176,45 @@ def test_relay_takes_nothing_without_a_certificate_of_ours(hosts: Hosts) -> None
     code, _ = client.mail("a@example.test")
     assert code == 550
     client.quit()
+
+
+def test_mail_that_waits_at_the_relay_is_signed_again_on_request(hosts: Hosts, named: Any, postfix_mx: Any) -> None:
+    """Its signature is a compromised key's; the relay has no keys, so an operator sends the mail back to the signer."""
+    document = tomlkit.parse(hosts.relay.file.read_text())
+    document["relay"]["bounce_hop"] = hosts.signer.hop
+    hosts.relay.file.write_text(tomlkit.dumps(document))
+    hosts.start()
+    submit(hosts.submission, "sent-back", "someone@dead.test")  # whose name server says SERVFAIL
+
+    def lines(host: Host, event: str) -> list[dict[str, Any]]:
+        return [line for line in host.log_lines() if line["event"] == event]
+
+    def waiting() -> list[dict[str, Any]]:
+        return [line for line in lines(hosts.relay, "attempt") if line["outcome"] == "deferred"]
+
+    wait_until(waiting, "the message at the relay", 30.0)
+    begun = json.loads(hosts.signer.ptt("dkim", "rotate", "--domain", DOMAIN, "--now", "--json"))
+    new = begun["new"][0]["selector"]
+    wait_until(lambda: lines(hosts.signer, "DKIM rotation done"), "the rotation", 30.0)
+    wait_until(lambda: requeued(hosts.relay, f"hop:{hosts.signer.hop}"), "the way back", 30.0)
+    wait_until(lambda: [s for s in lines(hosts.signer, "signed") if s["selectors"] == [new]], "the new signature", 30.0)
+    wait_until(lambda: len({line["id"] for line in waiting()}) == 2, "the message at the relay again", 30.0)
+    wait_until(lambda: requeued(hosts.relay, "other.test"), "another way", 30.0)
+    [arrived] = postfix_mx.wait(b"X-Token: sent-back", seconds=40.0)
+    selectors = re.findall(rb"\bs=([^;\s]+)", arrived)
+    assert (selectors[0], len(selectors)) == (new.encode(), 2)
+    assert dkim.DKIM(arrived).verify(0, dnsfunc=lambda name, timeout=5: _txt(named, name))
+
+
+def requeued(host: Host, lane: str) -> bool:
+    """Is all that waits on its way there? What a worker is at is left alone by the command."""
+    try:
+        host.ptt("queue", "requeue", "--sender", f"*@{DOMAIN}", "--to", lane)
+    except SandboxError:
+        return False
+    return True
+
+
+def _txt(named: Any, name: bytes) -> bytes | None:
+    answer = dns.query.tcp(dns.message.make_query(name.decode(), "TXT"), "127.0.0.1", 5, named.port)
+    return b"".join(answer.answer[0][0].strings) if answer.answer else None
