@@ -107,7 +107,7 @@ def test_routes(ptt: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("mx", "h.example:25"), ("smarthost",), ("smarthost", "h.example"), ("mx", "--tls", "none")]
+    "wrong", [("mx", "h.example:25"), ("smarthost",), ("smarthost", "h.example"), ("discard", "h.example:25")]
 )
 def test_what_is_no_route(ptt: Commands, wrong: tuple[str, ...]) -> None:
     assert "routes/y.example.toml:" in ptt("route", "add", "y.example", *wrong, code=1)
