@@ -26,8 +26,8 @@ from ptt.net.memory import memory_pair
 from ptt.net.proxy import SIGNATURE
 from ptt.net.stream import ReadTimeout, Stream, StreamError, connect, show_address
 from ptt.net.tls import internal_client_context, opportunistic_context, server_context
-from ptt.smtp.reply import Reply
-from ptt.submission import arrival, census, listener, session
+from ptt.smtp.reply import Reply, ReplyReader
+from ptt.submission import arrival, census, listener, recipients, session
 from ptt.submission.census import Census
 from ptt.submission.limits import ROLE_SECONDS
 from ptt.submission.listener import Listener, listeners
@@ -41,6 +41,15 @@ class Accept:
 
     def __init__(self) -> None:
         self.clients: list[str] = []
+        self.recipients = self
+        self.waited: list[float] = []  # seconds that each recipient was allowed for DNS, which never answers
+
+    def ahead(self, data: bytes) -> None:
+        pass
+
+    def refusal(self, user: str, address: str, number: int, seconds: float) -> None:
+        self.waited.append(seconds)
+        gevent.sleep(seconds)
 
     def offer(self, offer: Any) -> Reply:
         self.clients.append(offer.envelope.client)
@@ -70,7 +79,9 @@ class Place:
             "Contexts", (), {"of": lambda _self, _listen: lambda: context, "binding": lambda _self, _context: b""}
         )()
         self.limits: Limits | None = None  # of every user
-        directory: Any = type("Directory", (), {"limits": lambda _self, _user: (self.limits, None)})()
+        directory: Any = type(
+            "Directory", (), {"limits": lambda _self, _user: (self.limits, None), "may_send_as": lambda *_: True}
+        )()
         log, counts = Log("test"), Census(census.make(1), 0)
         self.listener: Listener = listeners(
             config,
@@ -337,6 +348,33 @@ def test_a_user_has_so_many_connections(start: Start, of_all: int, own: int | No
     assert found[0][1].startswith(b"235 ")
     assert found[1][1].startswith(b"421 4.7.0 too many connections of this user")
     assert place.refused() == {"user": 1}
+
+
+@pytest.mark.slow
+def test_a_resolver_that_never_answers_delays_a_message_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All recipients of a message have LOOKUP_SECONDS together; the next message has as many again."""
+    monkeypatch.setattr(recipients, "LOOKUP_SECONDS", 0.2)
+    place = start(service="submission", tls="implicit", trusted=[])
+    stream = place.connect_tls()
+    reader = ReplyReader()
+
+    def said_to(lines: bytes, replies: int) -> set[int]:
+        stream.write(lines, LONG)
+        codes = set()
+        for _ in range(replies):
+            while (reply := reader.next()) is None:
+                reader.feed(stream.read(4096, LONG))
+            codes.add(reply.code)
+        return codes
+
+    assert said_to(b"EHLO me\r\nAUTH PLAIN AG1lAHJpZ2h0\r\n", 3) == {220, 250, 235}
+    for message in (1, 2):
+        began = time.monotonic()
+        group = b"MAIL FROM:<me@a.test>\r\n" + b"RCPT TO:<x@slow.test>\r\n" * 50 + b"RSET\r\n"
+        assert said_to(group, 52) == {250}
+        assert 0.2 <= time.monotonic() - began < 2.5  # each on its own: 10 s
+        assert len(place.accept.waited) == 50 * message
+        assert place.accept.waited[-49:] == [0.0] * 49
 
 
 def test_a_full_worker_says_so(start: Start) -> None:
