@@ -10,11 +10,12 @@ import ipaddress
 import os
 import pathlib
 import tomllib
-import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
+
+from ptt.toml_shape import mistakes_in
 
 Role = Literal["all", "submission", "signer", "relay"]
 
@@ -137,6 +138,18 @@ class Source(_Section, frozen=True):
     ehlo: str = ""  # what EHLO says from there; empty: as everywhere
 
 
+class SiteLimit(_Section, frozen=True):
+    """Limits of the sites all of whose MX hosts match: before the presets. 0: as they have it, or as for all."""
+
+    match: tuple[str, ...]  # patterns of MX host names: "*.example.com"
+    connections: Count = 0  # at once, over the whole pool
+    connections_per_source: Count = 0  # of these from one address of ours
+    connections_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    messages_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    messages_per_connection: Count = 0
+    recipients: Count = 0  # of one transaction
+
+
 class Relay(_Section, frozen=True):
     next_hop: str = ""  # "HOST:PORT" of the next role (mutual TLS); empty: the recipients' MX
     next_hop_name: str = ""  # the name its internal certificate must bear; empty: the host of next_hop
@@ -149,7 +162,7 @@ class Relay(_Section, frozen=True):
     mta_sts_port: Port = 443  # of HTTPS (another one in tests)
     allow_private: bool = False  # deliver to private and loopback addresses (tests, internal networks)
     site_in_flight: Positive = 50  # messages at once to one site, over the whole pool
-    in_flight: Positive = 400  # messages at once in one worker
+    in_flight: Positive = 400  # messages at once in one worker, beside those that are slow
     idle_seconds: Seconds = 10.0  # keep a connection for the next message
     messages_per_connection: Positive = 100
     connect_seconds: Seconds = 30.0
@@ -162,6 +175,7 @@ class Relay(_Section, frozen=True):
     srs_secret: str = ""  # file with the secret that senders of forwarded mail are rewritten with; empty: they stay
     retry: Retry = Retry()
     sources: tuple[Source, ...] = ()
+    limits: tuple[SiteLimit, ...] = ()
 
 
 class Directory(_Section, frozen=True):
@@ -273,7 +287,7 @@ def load(file: str | os.PathLike[str], role: Role | None = None, pool: int | Non
         raw["role"] = role
     if pool is not None:
         raw["pool"] = pool
-    mistakes = list(_mistakes(raw, Config))
+    mistakes = list(mistakes_in(raw, Config))
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as e:  # something that has no default is missing
@@ -283,46 +297,6 @@ def load(file: str | os.PathLike[str], role: Role | None = None, pool: int | Non
     if mistakes:
         raise ConfigError(name, mistakes)
     return _absolute(config, pathlib.Path(file).resolve().parent)
-
-
-def _mistakes(table: dict[str, Any], struct: type[_Section], where: str = "") -> Iterator[str]:
-    """Every key of ``table`` that is unknown, missing or of the wrong type, as one line each.
-
-    Takes what is wrong out of the table, so that the rest can be looked at too.
-    """
-    fields = {f.name: f for f in msgspec.structs.fields(struct)}
-    for key, field in fields.items():
-        if field.required and key not in table:
-            yield f"{where}{key}: is missing"
-    for key, value in list(table.items()):
-        if key not in fields:
-            del table[key]
-            yield f"{where}{key}: unknown key; known here: {', '.join(sorted(fields))}"
-            continue
-        kind = fields[key].type
-        inner = (typing.get_args(kind) or (kind,))[0]
-        section = isinstance(inner, type) and issubclass(inner, _Section)
-        if section and isinstance(value, dict) and inner is kind:
-            yield from _mistakes(value, inner, f"{where}{key}.")
-        elif section and isinstance(value, list) and inner is not kind:
-            for n, part in enumerate(value):
-                if isinstance(part, dict):
-                    yield from _mistakes(part, inner, f"{where}{key}[{n}].")
-                else:
-                    yield f"{where}{key}[{n}]: must be a table"
-        else:
-            try:
-                msgspec.convert(value, kind)
-            except msgspec.ValidationError as e:
-                del table[key]
-                yield f"{where}{key}: {_wanted(kind, section) or str(e).partition(' - at `$')[0]}"
-
-
-def _wanted(kind: Any, section: bool) -> str:
-    """What would be right, where msgspec's own words would not help."""
-    if typing.get_origin(kind) is Literal:
-        return f"must be one of {', '.join(typing.get_args(kind))}"
-    return ("must be a table" if isinstance(kind, type) else "must be a list of tables") if section else ""
 
 
 def check(config: Config) -> list[str]:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import gevent
 import gevent.event
 import gevent.pool
 import msgspec
-from ptt_queue.types import GroupLimit, NewMessage, NewTask, PutResult, Settle, Task
+from ptt_queue.types import NewMessage, NewTask, PutResult, Settle, Task
 
 from ptt import mime, plan
 from ptt.config import Config
 from ptt.log import Log
 from ptt.message import AT_ONCE, ENVELOPE, Envelope, Recipient, Schedule, Stage, new_id, show_id
 from ptt.metrics import Counters, Popular
+from ptt.places import Places
+from ptt.relay.adaptive import verdict
 from ptt.relay.bounce import Action, Given, notices, report
 from ptt.relay.classify import classify
 from ptt.relay.delivery import Relay
+from ptt.relay.gate import NoSlot
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 from ptt.relay.retry import next_attempt
 from ptt.signer.stage import Signed, Signing, Wait
@@ -32,9 +34,8 @@ from ptt.spool import Spool, SpoolUnavailable
 
 LEASE_MOST = 32  # tasks asked for at once
 OUR_FAULT_RETRY_MS = 60_000  # after an unexpected exception of our own
-KNOWN_SITES = 50_000  # lanes whose site was told to the queue process
 HELD_BYTES = 256 * 1024 * 1024  # bodies that one worker keeps in memory on their way; above, they wait in the queue
-SMALL_BODY = 256 * 1024  # is read whatever HELD_BYTES says, lest it waits for large ones: 100 MiB for 400 in flight
+SMALL_BODY = 64 * 1024  # is read whatever HELD_BYTES says, lest it waits for large ones: 100 MiB for 1,600 tasks
 PAUSE_SECONDS = 0.5  # before asking again, while the queue process is away
 
 
@@ -68,7 +69,7 @@ class Pipeline:
         self._expected = 0  # tasks that the queue may be leasing to us at this moment
         self._changed = gevent.event.Event()  # a task has ended
         self.stopping = False
-        self._sites: OrderedDict[str, str] = OrderedDict()
+        self.places = Places(config.relay.in_flight)
         self._popular = Popular()  # sites with metrics of their own
         self._dots: set[tuple[bytes, int]] = set()  # tasks under way whose final dot has left
 
@@ -128,7 +129,7 @@ class Pipeline:
 
     def _free(self) -> int:
         """How many tasks may be leased now."""
-        return self.config.relay.in_flight - len(self.pool) - self._expected
+        return self.places.free(time.monotonic()) - self._expected
 
     def _wait_for_change(self) -> None:
         self._changed.clear()
@@ -138,8 +139,13 @@ class Pipeline:
         if body is not None:
             self.held_bytes += task.size
         greenlet = gevent.spawn(self._journey, task, body)
+        self.places.take(greenlet, time.monotonic())
         self.pool.add(greenlet)
-        greenlet.rawlink(lambda _: self._changed.set())  # after the pool's own link: its place is free by then
+        greenlet.rawlink(self._ended)
+
+    def _ended(self, greenlet: gevent.Greenlet) -> None:
+        self.places.leave(greenlet)
+        self._changed.set()
 
     def _content(self, task: Task) -> bytes:
         """The body from the queue. Raises SpoolUnavailable.
@@ -176,6 +182,8 @@ class Pipeline:
                 self._sign_again(task, envelope)
             else:
                 self._deliver(task, envelope, content, task.lane, None)
+        except NoSlot:  # it waits in the queue until there is room at its site
+            self.spool.give_back([task])
         except SpoolUnavailable as e:  # the lease ends with the queue process, or is claimed again by the spool
             self.log.warning("unsettled", reason=str(e), **plan.describe(task))
         except Exception as e:
@@ -274,6 +282,7 @@ class Pipeline:
 
     def _deliver(self, task: Task, envelope: Envelope, body: bytes, lane: str, prefix: bytes | None) -> None:
         content = [prefix if prefix is not None else task.prefix, body]
+        began = time.monotonic()
         outcomes = self.relay.deliver(
             lane,
             plan.crossing(envelope, task, lane),
@@ -282,10 +291,13 @@ class Pipeline:
             content,
             lambda: self._mark(task),
         )
-        self._tell_site(lane)
         now = self.now_ms()
         attempts = task.attempts if task.stage == Stage.DELIVER else 0
-        due = next_attempt(self.config.relay.retry, attempts, now, task.expires, self.rng)
+        about = next((classify(o) for o in outcomes.values() if isinstance(o, Deferred)), "")
+        due = next_attempt(self.config.relay.retry, attempts, now, task.expires, self.rng, about)
+        said = verdict(outcomes.values(), time.monotonic() - began, last=not due)
+        if said.trouble:
+            self.spool.report(task, said.trouble, said.pause)
         late = False
         if due and any(isinstance(o, Deferred) for o in outcomes.values()):
             warn = plan.warning_at(task, self.config, now)
@@ -364,7 +376,7 @@ class Pipeline:
 
     def _count(self, task: Task, outcomes: dict[int, Outcome], now: int, lane: str) -> None:
         names = {Delivered: "delivered", Deferred: "deferred", Failed: "failed"}
-        site = self._popular.label(self._sites.get(lane, lane))
+        site = self._popular.label(self.relay.site_of(lane) or lane)
         for outcome in outcomes.values():
             self.counters.count("ptt_attempts_total", names[type(outcome)])
             self.counters.count("ptt_site_attempts_total", site, names[type(outcome)])
@@ -379,16 +391,6 @@ class Pipeline:
         """An attempt whose outcome nobody knows: the next one may be a duplicate, and the operator is told."""
         self.counters.count("ptt_maybe_delivered_total", by=recipients)
         self.log.warning("maybe delivered", maybe=True, recipients=recipients, **plan.describe(task))
-
-    def _tell_site(self, lane: str) -> None:
-        """Tell the dispatcher which site the lane belongs to, when that is new."""
-        site = self.relay.site_of(lane)
-        if site is None or self._sites.get(lane) == site:
-            return
-        self._sites[lane] = site
-        if len(self._sites) > KNOWN_SITES:
-            self._sites.popitem(last=False)
-        self.spool.assign(lane, site, GroupLimit(self.config.relay.site_in_flight))
 
 
 def _pause() -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
 import gevent.event
 import gevent.lock
 from gevent import socket
+from ptt_queue.calls import Call
 from ptt_queue.errors import ProtocolError, QueueError
-from ptt_queue.link import Call, Link, Pieces
+from ptt_queue.link import Link, Pieces
 from ptt_queue.protocol import MAX_UNANSWERED, PART_CHUNKS
-from ptt_queue.types import GroupLimit, NewMessage, PutResult, Settle, SettleResult, Task
+from ptt_queue.types import GroupLimit, NewMessage, PutResult, Settle, SettleResult, SlotLimit, Task, Trouble
 
 from ptt.log import Log
 from ptt.metrics import Counters
@@ -59,6 +60,7 @@ class Spool:
         self.timeout = timeout
         self.settle_timeout = settle_timeout
         self.link = Link()
+        self.on_wanted: Callable[[Sequence[str]], None] = lambda _: None  # others want slots of these names
         self._state = AWAY
         self._refusing_since = 0.0  # monotonic; 0: it does not
         self._generation = 0  # of the connection
@@ -157,13 +159,28 @@ class Spool:
         if self._state == READY:
             self._flush(self._generation)
 
-    def assign(self, lane: str, group: str, limit: GroupLimit) -> None:
-        """One way, no waiting: the lane belongs to this group."""
-        self._write(self.link.assign(lane, group, limit))
+    def assign(self, lane: str, group: str, limit: tuple[int, float, int]) -> None:
+        """One way, no waiting: the lane belongs to this group. ``limit``: as in ``GroupLimit``."""
+        self._write(self.link.assign(lane, group, GroupLimit(*limit)))
 
     def give_back(self, tasks: Sequence[Task]) -> None:
         """One way, no waiting: these leases end without an attempt."""
         self._write(self.link.give_back(tasks))
+
+    def report(self, task: Task, trouble: str, pause: float) -> None:
+        """One way, before the settle: the task's group has met with trouble, and rests for ``pause`` seconds."""
+        self._write(self.link.report(task, Trouble(trouble), int(pause * 1000)))
+
+    def open_slots(self, slots: Sequence[tuple[str, int, float]], wait: float) -> bool:
+        """Is there one slot of each of these (as in ``SlotLimit``) within ``wait`` s? Ours until ``close_slots``."""
+        call = self.link.open_slots([SlotLimit(*slot) for slot in slots], int(wait * 1000))
+        with contextlib.suppress(SpoolUnavailable):
+            return bool(self._ask(call, wait + self.timeout))
+        return False
+
+    def close_slots(self, names: Sequence[str]) -> None:
+        """One way, no waiting: one slot less of each."""
+        self._write(self.link.close_slots(names))
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
@@ -231,6 +248,8 @@ class Spool:
                 self.give_back(call.result.leased)
         elif call.kind == "settle":
             self.give_back(call.result.leased)
+        elif call.kind == "open" and call.result:
+            self.close_slots([slot.name for slot in call.what[0]])
 
     def _forget(self, task: Task) -> None:
         with contextlib.suppress(SpoolUnavailable):
@@ -360,6 +379,9 @@ class Spool:
         while data := sock.recv(RECV_BYTES):
             for call in self.link.receive(data):
                 self._answered(call)
+            if self.link.wanted:
+                names = [self.link.wanted.popitem()[0] for _ in range(len(self.link.wanted))]
+                self.on_wanted(names)
             if bool(self._refusing_since) != bool(self.link.refusing):
                 self._refusing_since = time.monotonic() if self.link.refusing else 0.0
         raise ConnectionError("closed by the queue process")

@@ -54,7 +54,7 @@ class FakeSpool:
         self.settled: list[tuple[Settle, list[bytes]]] = []
         self.marked: list[int] = []
         self.given_back: list[int] = []
-        self.assigned: list[tuple[str, str]] = []
+        self.reports: list[tuple[str, float]] = []
 
     def put(self, message: NewMessage, body: bytes, lease: bool = True) -> PutResult:
         self.message = message
@@ -77,8 +77,8 @@ class FakeSpool:
     def body(self, task: Task) -> bytes:
         raise SpoolUnavailable("away")
 
-    def assign(self, lane: str, group: str, _limit: object) -> None:
-        self.assigned.append((lane, group))
+    def report(self, _task: Task, trouble: str, pause: float) -> None:
+        self.reports.append((trouble, pause))
 
 
 class FakeSigning:
@@ -152,7 +152,7 @@ def test_accepted_signed_and_delivered_needs_one_settlement() -> None:
     assert [(s.tasks, s.puts, s.prefix) for s, _ in queue.settled] == [([], [], None)]
     assert relay.content == [SIGNED.prefix + b"A: b\r\n\r\nbody\r\n"]
     assert queue.marked == [1]
-    assert queue.assigned == [("c.test", "site of c.test")]
+    assert queue.reports == []
 
 
 def test_several_lanes_are_settled_each_on_its_own() -> None:

@@ -10,7 +10,7 @@ import sys
 import gevent
 import pytest
 from ptt_queue.client import QueueClient
-from ptt_queue.types import GroupLimit, Item, NewMessage, NewTask, Refusal, Settle, State
+from ptt_queue.types import Item, NewMessage, NewTask, Refusal, Settle, State
 
 from ptt.log import Log
 from ptt.message import new_id
@@ -147,7 +147,7 @@ def test_large_bodies_and_small_ones_together(world):
 def test_requests_wait_while_the_queue_process_is_away(world):
     spool = world.spool()
     task = spool.put(message(), b"body").leased[0]
-    spool.assign("x", "site", GroupLimit(1))
+    spool.assign("x", "site", (1, 0.0, 0))
     world.kill()
     eventually(lambda: not spool.connected)
     put = gevent.spawn(spool.put, message(), b"body")

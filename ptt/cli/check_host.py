@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ptt.cli.findings import Finding, fail, ok, warn
 from ptt.config import Config
+from ptt.places import SLOW_SHARE
 from ptt.service import layout, locks, state
 
 SPARE = 100  # descriptors of a worker beside its connections: libraries, logs, sockets of the other processes
@@ -43,7 +44,7 @@ def ports(config: Config) -> Iterator[Finding]:
 def descriptors(config: Config) -> Iterator[Finding]:
     """Do the connections that are allowed fit into the limit of open files?"""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = len(config.listen) * config.smtp.max_connections + 2 * config.relay.in_flight + SPARE
+    needed = len(config.listen) * config.smtp.max_connections + (1 + SLOW_SHARE) * config.relay.in_flight + SPARE
     if hard != resource.RLIM_INFINITY and hard < needed:
         text = f"{hard} open files are allowed, a worker may want {needed}"
         yield warn("limits", text, "raise the hard limit (LimitNOFILE= in a systemd unit), or lower max_connections")

@@ -14,6 +14,7 @@ from ptt import mime
 from ptt.message import Envelope, Recipient
 from ptt.relay import hop, mx
 from ptt.relay.bounce import encode_address
+from ptt.relay.gate import NoSlot
 from ptt.relay.outcome import Deferred, Failed, Outcome
 from ptt.relay.routing import Route, no_target
 from ptt.relay.session import Message, Target
@@ -78,7 +79,12 @@ def attempt(route: Route, job: Job, recipients: Sequence[Wanted], hands: Hands) 
             reasons.append(found)
         elif (found.ip, found.port) not in tried:
             fresh = [ip for ip in found.behind if (ip, found.port) not in tried][: MAX_CONNECTS - connects - 1]
-            new = hands.converse(found._replace(behind=tuple(fresh)), route, job, left)
+            try:
+                new = hands.converse(found._replace(behind=tuple(fresh)), route, job, left)
+            except NoSlot:
+                if not outcomes:
+                    raise
+                break
             tried.update((ip, found.port) for ip in new.ips)
             connects += len(new.ips)
             sessions += new.talked

@@ -7,6 +7,7 @@ that is in use is not in the pool, so two greenlets never share one.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 MAX_IDLE = 200
@@ -85,6 +86,13 @@ class IdleConnections(Generic[C]):
         """When ``expired`` will next have something, or None while the pool is empty."""
         entry = next(iter(self._oldest.values()), None)
         return None if entry is None else entry.since + self.idle_seconds
+
+    def drop(self, unwanted: Callable[[Key], bool]) -> list[C]:
+        """Take out those with such a key, to be closed."""
+        found = [entry for entry in self._oldest.values() if unwanted(entry.key)]
+        for entry in found:
+            self._drop(entry)
+        return [entry.connection for entry in found]
 
     def clear(self) -> list[C]:
         """Take out all, to be closed."""

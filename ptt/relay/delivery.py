@@ -27,9 +27,11 @@ from ptt.relay.connections import IdleConnections, Key
 from ptt.relay.credentials import log_in
 from ptt.relay.encryption import Encryption, Lookup
 from ptt.relay.eyeballs import DeadAddresses, Raced, race
+from ptt.relay.gate import Gate, NoSlot, Slot, Slots
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome, of_error
 from ptt.relay.routing import UNIX, Overrides, Route, Router, Source
 from ptt.relay.session import Connection, NoSession, Target, TlsUse, open_connection
+from ptt.relay.sites import Sites
 from ptt.smtp.errors import UnsendableAddress
 
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 4.5.3.1.8)
@@ -38,7 +40,8 @@ KNOWN_SITES = 50_000  # lanes whose site is remembered: a name each, some 10 MB
 
 class Relay:
     """The relay of one worker. ``rng``: for the order among equal MX hosts. ``clock``: monotonic seconds.
-    ``overrides``: the operator's route for a destination, if there is one.
+    ``overrides``: the operator's route for a destination, if there is one. ``slots``: who holds the limits of sites
+    over all workers; None: nobody, and there are none.
 
     Raises OSError when a certificate or key cannot be read.
     """
@@ -52,6 +55,7 @@ class Relay:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         overrides: Overrides = lambda _: None,
+        slots: Slots | None = None,
     ) -> None:
         self.config = config
         self.log = log
@@ -62,6 +66,7 @@ class Relay:
         self.encryption = Encryption(config, lookup, log, counters, clock)
         self.router = Router(config, lookup, rng, overrides, lambda ip: self.dead.is_dead(ip, self.clock()))
         self.idle: IdleConnections[Connection] = IdleConnections(config.relay.idle_seconds)
+        self.gate = Gate(Sites(config, MAX_RECIPIENTS), slots, clock)
         self._hands = Hands(self._reuse, self._connect_and_converse, self.router.targets)
         self._sites: OrderedDict[str, str] = OrderedDict()
         self._reaper: gevent.Greenlet | None = None
@@ -79,7 +84,8 @@ class Relay:
         with CRLF line ends; before the last one there are only header fields that were put in front.
 
         ``before_final_dot`` is called right before the bytes leave after which the peer may have the message (once
-        for each transaction). Returns the outcome of each item.
+        for each transaction). Returns the outcome of each item. Raises NoSlot: nothing was tried, as the limits of the
+        site allow no further connection now.
         """
         job = Job(shown_id, lane, envelope, content, sum(map(len, content)), before_final_dot)
         route = self.router.route(lane)
@@ -87,15 +93,22 @@ class Relay:
             self._log_attempt(job, [route], None, 0.0)
             return {item: route for item, _ in recipients}
         self._remember(lane, route.site)
+        self.gate.enter(lane, route.site)
         if route.via == "discard":
             gone = Delivered(f"discarded by the route of {lane}", "discard")
             self._log_attempt(job, [gone], None, 0.0)
             return {item: gone for item, _ in recipients}
         route = self._completed(route)
         outcomes: Outcomes = {}
-        for start in range(0, len(recipients), MAX_RECIPIENTS):
-            portion = recipients[start : start + MAX_RECIPIENTS]
-            outcomes.update(attempt(route, job, portion, self._hands))
+        most = self.gate.sites.limits(route.site).recipients
+        for start in range(0, len(recipients), most):
+            portion = recipients[start : start + most]
+            try:
+                outcomes.update(attempt(route, job, portion, self._hands))
+            except NoSlot as e:
+                if not outcomes:
+                    raise
+                outcomes.update((item, Deferred(str(e), "limit")) for item, _ in portion)
             if route.fallback and (left := unreached_by(portion, outcomes)):
                 outcomes.update(attempt(self._completed(self.router.fallback(route)), job, left, self._hands))
         if unreached := [o for o in outcomes.values() if o.phase == "DNS"]:  # no host was even tried
@@ -110,6 +123,12 @@ class Relay:
     def site_of(self, lane: str) -> str | None:
         """The site that the lane was found to belong to at its last delivery, None if that is not known."""
         return self._sites.get(lane)
+
+    def give_up(self, names: Sequence[str]) -> None:
+        """Other workers want connections to these sites, or from this address to it: those that are idle are closed."""
+        self.gate.want(names)
+        for connection in self.idle.drop(lambda key: self.gate.is_wanted(key.site, key.source)):
+            connection.close()
 
     def reload(self) -> None:
         """Read certificates and keys again. Raises OSError, and leaves what was in force."""
@@ -140,6 +159,18 @@ class Relay:
         uses = self.encryption.uses(route.policy, target)
         if isinstance(uses, Deferred):
             return Tried(False, self._no_session(uses, job, wanted, began), [target.ip])
+        slot = self.gate.take(route.site, route.source.name if route.source is not None else "")
+        try:
+            return self._anew(target, route, uses, job, wanted, slot)
+        except BaseException:
+            slot.release()
+            raise
+
+    def _anew(
+        self, target: Target, route: Route, uses: Sequence[TlsUse], job: Job, wanted: Sequence[Wanted], slot: Slot
+    ) -> Tried:
+        """Over a new connection, which keeps the slot until it is closed."""
+        began = self.clock()
         raced = self._dial(target, route.source)
         tried = [ip for ip, _ in raced.failures]
         outcomes: Outcomes = {}
@@ -147,12 +178,16 @@ class Relay:
             failed = of_error(error, "connect", target._replace(ip=ip).peer)
             outcomes = self._no_session(failed, job, wanted, began)
         if raced.stream is None:
+            slot.release()
             return Tried(False, outcomes, tried)
         tried.append(raced.ip)
         try:
             connection = self._open(target._replace(ip=raced.ip, behind=()), route, uses, raced.stream)
         except NoSession as e:
+            slot.release()
             return Tried(False, self._no_session(e.outcome, job, wanted, began), tried)
+        connection.released = slot.release
+        connection.most_messages = self.gate.sites.limits(route.site).messages_per_connection
         self.counters.count("ptt_connections_total", connection.tls_name.partition(" ")[0] or "none")
         return Tried(True, self._converse(connection, self._key(route), route, job, wanted) or {}, tried)
 
@@ -259,7 +294,7 @@ class Relay:
             connection.close()
             return {item: Failed(str(e), "MAIL", peer, "5.1.3") for item, _ in wanted}, False
         except BaseException:  # a fault of our own, or the end of this greenlet
-            connection.stream.close()
+            connection.drop()
             raise
         if sent is None:
             return outcomes, False
@@ -276,7 +311,7 @@ class Relay:
 
     def _keep(self, key: Key, connection: Connection) -> None:
         """Keep the connection for the next message if it is good for one, else close it."""
-        if not connection.reusable:
+        if not connection.reusable or self.gate.is_wanted(key.site, key.source):
             connection.close()
             return
         for surplus in self.idle.give(key, connection, self.clock()):

@@ -110,7 +110,18 @@ class Sent(NamedTuple):
 class Connection:
     """An open session. Belongs to one greenlet at a time."""
 
-    __slots__ = ("client", "messages", "settings", "stream", "target", "tls_mode", "tls_name", "tls_why")
+    __slots__ = (
+        "client",
+        "messages",
+        "most_messages",
+        "released",
+        "settings",
+        "stream",
+        "target",
+        "tls_mode",
+        "tls_name",
+        "tls_why",
+    )
 
     def __init__(self, target: Target, stream: Stream, client: ClientSession, settings: Settings) -> None:
         self.target = target
@@ -118,6 +129,8 @@ class Connection:
         self.client = client
         self.settings = settings
         self.messages = 0  # sent before
+        self.most_messages = settings.messages_per_connection
+        self.released: Callable[[], None] | None = None  # called when it is closed
         info = stream.tls()
         self.tls_name = f"{info.version} {info.cipher}" if info else ""
         self.tls_mode = ""  # what was demanded of it and found
@@ -126,7 +139,7 @@ class Connection:
     @property
     def reusable(self) -> bool:
         """May another message be sent? Not more than our settings and the peer (RFC 9422, MAILMAX) allow."""
-        most = self.settings.messages_per_connection
+        most = self.most_messages
         if "LIMITS" in self.client.capabilities:
             most = min(most, self.client.capabilities.limits.mailmax or most)
         return self.client.reusable and self.messages < most
@@ -172,7 +185,13 @@ class Connection:
             if self.client.reusable:
                 self.client.quit()
                 self.stream.write(self.client.data_to_send(), 0.0)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close without a word."""
         self.stream.close()
+        if self.released is not None:
+            self.released()
 
     def _transaction(self, size: int, before_final_dot: Callable[[], None]) -> ClientEvent:
         settings = self.settings

@@ -22,6 +22,7 @@ from ptt_queue.types import GroupLimit
 from ptt.config import Config
 from ptt.message import Stage, show_id
 from ptt.metrics import LATENCY_BUCKETS
+from ptt.relay.sites import START
 from ptt.service import child
 
 BACKLOG = 128
@@ -33,7 +34,7 @@ def settings(config: Config, clients: int) -> Settings:
     """The queue's settings. ``clients``: workers that will connect, waited for before they are leased anything."""
     return Settings(
         limited=(Stage.DELIVER,),
-        limit=GroupLimit(config.relay.site_in_flight),
+        limit=GroupLimit(config.relay.site_in_flight, start=min(START, config.relay.site_in_flight)),
         marks=Marks(
             config.queue.max_bytes or config.queue.map_bytes * 9 // 10,
             config.queue.max_messages,

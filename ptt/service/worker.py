@@ -54,7 +54,8 @@ class Worker:
         dns = config.dns
         resolver = Resolver(dns.resolvers, dns.timeout_seconds, dns.cache_entries, self.counters, trust_ad=dns.trust_ad)
         rng = random.SystemRandom()
-        self.relay = Relay(config, resolver, log, self.counters, rng, overrides=self.snapshot.route)
+        self.relay = Relay(config, resolver, log, self.counters, rng, overrides=self.snapshot.route, slots=self.spool)
+        self.spool.on_wanted = self.relay.give_up
         self.pipeline = Pipeline(
             config,
             self.spool,

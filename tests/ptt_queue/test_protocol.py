@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ptt_queue import protocol
 from ptt_queue.errors import ProtocolError
 from ptt_queue.protocol import MAX_BLOB, MAX_CONTROL, Frames
-from ptt_queue.types import Act, Filter, GroupLimit, Item, NewMessage, NewTask, Settle
+from ptt_queue.types import Act, Filter, GroupLimit, Item, NewMessage, NewTask, Settle, SlotLimit, Trouble
 
 TASK = NewTask(2, "example.net", [Item(1, b"one")], 123)
 MESSAGE = NewMessage(b"i" * 12, b"meta", [TASK], 4, 1, 2)
@@ -26,6 +26,10 @@ REQUESTS = [
     (protocol.Release([(b"i" * 12, 1)]), b""),
     (protocol.Mark(b"i" * 12, 1), b""),
     (protocol.Assign("a", "site", GroupLimit(5, 1.5)), b""),
+    (protocol.Report(b"m" * 12, 3, Trouble.DEAD, 1000), b""),
+    (protocol.Open(4, [SlotLimit("site", 5, 1.5)], 1000), b""),
+    (protocol.Close(["site"]), b""),
+    (protocol.Opened({"site": 2}), b""),
     (protocol.GetStats(7), b""),
     (protocol.GetList(8, Filter(lane="a")), b""),
     (protocol.GetShow(9, b"i" * 12), b""),

@@ -250,9 +250,17 @@ def _limit(place: Place | None, now: int) -> str:
         return "due; the service is stopped"
     site = f"site {place.group}" if place.group else "its lane"
     limit = place.limit
-    if 0 < limit.in_flight <= place.in_flight:
+    most = place.most or limit.in_flight
+    if 0 < most <= place.in_flight:
         others = f", {place.lanes} lanes share it" if place.lanes > 1 else ""
-        return f"due; waits for the limit of {site}: {place.in_flight} of {limit.in_flight} in flight{others}"
+        less = (
+            f" (at most {limit.in_flight}; fewer as long as its answers are no better)"
+            if most < limit.in_flight
+            else ""
+        )
+        return f"due; waits for the limit of {site}: {place.in_flight} of {most} in flight{less}{others}"
+    if place.next_at > now and not limit.per_second:
+        return f"due; {site} has a pause until {iso(place.next_at)}, as it answered last"
     if place.next_at > now:
         return f"due; waits for the rate of {site}: {limit.per_second:g} a second, the next at {iso(place.next_at)}"
     if place.place == "parked":

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+from ptt_queue.calls import Call
 from ptt_queue.errors import ProtocolError, Unavailable
-from ptt_queue.link import Call, Link, Pieces
+from ptt_queue.link import Link, Pieces
 from ptt_queue.protocol import PART_CHUNKS, Ref
 from ptt_queue.types import (
     Act,

@@ -19,71 +19,17 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from ptt_queue import keys
-from ptt_queue.types import GroupLimit
+from ptt_queue.group import ACTIVE, ASLEEP, GONE, MAX_PAUSE_MS, PARKED, RATE_SLACK_MS, Group, Lane
+from ptt_queue.types import GroupLimit, Trouble
 
 MAX_LANES = 100_000  # about 60 MiB
 MAX_LANES_OF_GROUP = 10_000  # once half of MAX_LANES is taken: a blocked group does not crowd out the others
 MAX_ASSIGNED = 200_000  # lanes whose group was told
-CLASS_TURNS = (0, 1, 0, 0, 1, 0, 2)
-"""Which class a lane serves first, turn by turn: 4 urgent, 2 normal, 1 bulk, so that none starves."""
 MAX_GROUPS = 400_000
 QUANTUM = 4  # tasks of one lane in one turn, where nothing limits it
 MAX_QUANTUM = 8
-RATE_SLACK_MS = 100  # tokens that fell due within this time may go at once: fewer timers
 
-ACTIVE, PARKED, ASLEEP, GONE = range(4)
 _SUSPENDED = "\1"  # what the name of a suspended lane's group begins with
-
-
-class Group:
-    """A set of lanes with common limits. ``moved``: where its tokens went, when its one lane got another group."""
-
-    __slots__ = ("in_flight", "lanes", "limit", "moved", "name", "next_at", "parked", "suspended", "timed")
-
-    def __init__(self, name: str, limit: GroupLimit) -> None:
-        self.name = name
-        self.limit = limit
-        self.in_flight = 0
-        self.lanes = 0
-        self.next_at = 0.0  # when the rate allows the next token, ms
-        self.parked: OrderedDict[bytes, Lane] = OrderedDict()
-        self.timed = False  # a timer will unpark it
-        self.moved: Group | None = None
-        self.suspended = False
-
-    def free_at(self, now: int) -> float | None:
-        """When a token is to be had: ``now``, later (by the rate), or None (when one in flight is freed)."""
-        if self.suspended or 0 < self.limit.in_flight <= self.in_flight:
-            return None
-        return now if self.next_at <= now + RATE_SLACK_MS else self.next_at - RATE_SLACK_MS
-
-    def idle(self) -> bool:
-        """Nothing is lost when it is made anew."""
-        return not self.in_flight and not self.lanes and not self.limit.per_second
-
-
-class Lane:
-    """The waiting tasks of one lane in one stage; ``prefix`` is what their keys begin with."""
-
-    __slots__ = ("cursors", "group", "place", "prefix", "turn", "wake")
-
-    def __init__(self, prefix: bytes, group: Group | None) -> None:
-        self.prefix = prefix
-        self.group = group
-        self.cursors: list[bytes | None] = [None, None, None]
-        self.place = GONE
-        self.turn = 0
-        self.wake = 0  # when asleep: when the first task falls due
-
-    @property
-    def name(self) -> str:
-        return self.prefix[2:-1].decode("utf-8")
-
-    def classes(self) -> list[int]:
-        """The classes that may have something, in the order of this turn."""
-        first = CLASS_TURNS[self.turn % len(CLASS_TURNS)]
-        self.turn += 1
-        return [c for c in (first, *(c for c in keys.CLASSES if c != first)) if self.cursors[c] is not None]
 
 
 class Dispatcher:
@@ -293,11 +239,23 @@ class Dispatcher:
             group.next_at = max(group.next_at, now) + 1000.0 / group.limit.per_second
         return True
 
-    def free(self, group: Group, now: int) -> None:
-        """Give a token back: a lane that waited for it is active again."""
+    def report(self, group: Group, trouble: Trouble, pause: int, now: int) -> None:
+        """A client has met with trouble: less at a time, and nothing more for ``pause`` ms."""
+        while group.moved is not None:
+            group = group.moved
+        if trouble is Trouble.DEAD:
+            pause *= group.width.close()
+        elif trouble is Trouble.SOME:
+            group.width.shrink(now)
+        group.next_at = max(group.next_at, now + min(max(pause, 0), MAX_PAUSE_MS))
+
+    def free(self, group: Group, now: int, *, well: bool = False) -> None:
+        """Give a token back: a lane that waited for it is active again. ``well``: what it was for has gone well."""
         while group.moved is not None:
             group = group.moved
         group.in_flight -= 1
+        if well and group.width.most < group.limit.in_flight:
+            group.width.grow(group.limit.in_flight)
         if group.parked:
             self._unpark(group, now)
         self._purge(group)
@@ -313,8 +271,8 @@ class Dispatcher:
                 self._timer(at, group)
             return
         room = len(group.parked)
-        if group.limit.in_flight:
-            room = min(room, group.limit.in_flight - group.in_flight)
+        if group.width.most:
+            room = min(room, group.width.most - group.in_flight)
         if group.limit.per_second:
             room = min(room, 1 + int(group.limit.per_second * RATE_SLACK_MS / 1000))
         for _ in range(room):
@@ -329,7 +287,7 @@ class Dispatcher:
         if len(self._assigned) > MAX_ASSIGNED:
             self._assigned.popitem(last=False)
         new = self._home(lane)
-        new.limit = limit
+        new.set_limit(limit)
         if new is not old:
             for stage in self.limited:
                 self._regroup(self.lanes.get(keys.lane_prefix(stage, 0, lane)), old, new)

@@ -16,11 +16,12 @@ from itertools import islice
 import msgspec
 
 from ptt_queue import damaged, keys
-from ptt_queue.dispatcher import Dispatcher, Group, Lane
+from ptt_queue.dispatcher import Dispatcher
+from ptt_queue.group import Group, Lane
 from ptt_queue.protocol import Claim, Granted
 from ptt_queue.session import Batch, Lease, Session
 from ptt_queue.store import LEASED, MessageRecord
-from ptt_queue.types import NewTask, State, Task
+from ptt_queue.types import NewTask, State, Task, Trouble
 
 TAG_BYTES = 8  # of a client's id
 MAX_CAME_BACK = 100_000  # beyond that the answer is the careful one
@@ -246,7 +247,7 @@ class Leasing:
     def committed(self, batch: Batch) -> None:
         """The group is on stable storage."""
         for lease in batch.ended:
-            self._drop(lease, batch.now)
+            self._drop(lease, batch.now, lease.well)
         for lease in batch.granted:
             self.returned.pop(lease.key, None)
         for key in batch.noted:
@@ -267,12 +268,18 @@ class Leasing:
         self.returned[lease.key] = (lease.index_key, lease.maybe or lease.marked)
         self.dispatcher.note(lease.index_key, 0, now)
 
-    def _drop(self, lease: Lease, now: int) -> None:
+    def report(self, lease: Lease, trouble: Trouble, pause: int, now: int) -> None:
+        """Its client has met with trouble in the group of the lane that it was at."""
+        lease.well = False
+        if (group := lease.then or lease.token) is not None:
+            self.dispatcher.report(group, trouble, pause, now)
+
+    def _drop(self, lease: Lease, now: int, well: bool = False) -> None:
         self.leases.pop(lease.key, None)
         lease.session.leases.pop(lease.key, None)
         for group in (lease.token, lease.then):
             if group is not None:
-                self.dispatcher.free(group, now)
+                self.dispatcher.free(group, now, well=well)
 
     def flush(self, batch: Batch) -> None:
         """Write what the store does not know yet of leases that ended."""

@@ -8,32 +8,28 @@ held, the lanes' groups, and every unanswered request once more. The queue execu
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from ptt_queue import protocol
-from ptt_queue.errors import ProtocolError, QueueError, RequestFailed
-from ptt_queue.protocol import CHUNK_BYTES, PART_BYTES, Claim, Granted, PutAnswer, SettleAnswer, Welcome
+from ptt_queue.calls import PAYLOADS, REQUESTS, Call, Held
+from ptt_queue.errors import ProtocolError, RequestFailed
+from ptt_queue.protocol import CHUNK_BYTES, PART_BYTES, Claim, Granted, SettleAnswer
 from ptt_queue.types import (
     Act,
-    Acted,
-    Amended,
-    Entry,
     Filter,
     GroupLimit,
     NewMessage,
     NewTask,
-    Page,
-    Place,
     PutResult,
     Settle,
     SettleResult,
-    Stats,
+    SlotLimit,
     Suspension,
     Task,
+    Trouble,
 )
 
 STAGE_BYTES = 32 * CHUNK_BYTES  # of a large body in one frame: small ones share its commit, so it is kept short
@@ -42,94 +38,18 @@ Pieces = list[bytes | memoryview]
 """One frame; to be sent one behind the other."""
 
 
-class _Held:
-    __slots__ = ("marked", "task", "then")
-
-    def __init__(self, task: Task, then: str) -> None:
-        self.task = task
-        self.then = then  # the lane whose token came with it
-        self.marked = False
-
-
-class Call:
-    """A request on its way. ``done`` is set by ``Link.receive``, with ``result`` or ``error``."""
-
-    __slots__ = (
-        "abandoned",
-        "blob",
-        "bodies",
-        "done",
-        "driver",
-        "error",
-        "kind",
-        "number",
-        "result",
-        "sent",
-        "task",
-        "what",
-    )
-
-    def __init__(self, kind: str, what: Any) -> None:
-        self.kind = kind
-        self.what = what  # the request's own arguments
-        self.number = 0
-        self.blob: tuple[bytes, ...] = ()
-        self.bodies: list[tuple[bytes, bytes]] = []  # (message id, body) that travel in parts before the request
-        self.task: _Held | None = None  # settle: the lease that ends
-        self.sent = False  # it may have been executed
-        self.abandoned = False
-        self.driver: Any = None  # the driver's own
-        self.done = False
-        self.result: Any = None
-        self.error: QueueError | None = None
-
-
-_PAYLOADS: dict[str, Any] = {
-    kind: msgspec.msgpack.Decoder(payload).decode
-    for kind, payload in {
-        "hello": Welcome,
-        "put": PutAnswer,
-        "settle": SettleAnswer,
-        "lease": list[Task],
-        "extend": list[bool],
-        "stats": Stats,
-        "list": Page,
-        "show": list[Entry],
-        "act": Acted,
-        "amend": Amended,
-        "repair": int,
-        "place": Place,
-        "suspend": bool,
-        "resume": bool,
-    }.items()
-}
-
-_REQUESTS: dict[str, Callable[..., protocol.Request]] = {
-    "lease": protocol.Lease,
-    "body": protocol.Body,
-    "extend": protocol.Extend,
-    "stats": protocol.GetStats,
-    "list": protocol.GetList,
-    "show": protocol.GetShow,
-    "act": protocol.DoAct,
-    "amend": protocol.Amend,
-    "place": protocol.GetPlace,
-    "repair": protocol.Repair,
-    "suspend": protocol.Suspend,
-    "resume": protocol.Resume,
-}
-
-
 class Link:
     """One client of the queue, over any number of connections. ``leases``: it will lease tasks."""
 
     def __init__(self, leases: bool = True) -> None:
         self.client = os.urandom(protocol.CLIENT_ID_BYTES)
         self.leases = leases
-        self.held: dict[tuple[bytes, int], _Held] = {}
+        self.held: dict[tuple[bytes, int], Held] = {}
         self.calls: dict[int, Call] = {}  # unanswered, by number
         self._changing: dict[int, None] = {}  # those of them that are puts and settles
         self._assigned: OrderedDict[str, tuple[str, GroupLimit]] = OrderedDict()
+        self.slots: Counter[str] = Counter()  # that are ours
+        self.wanted: dict[str, None] = {}  # names of which others want slots; the driver takes them out
         self.refusing = ""  # the mark above which the queue takes no messages for now, as it told last
         self._number = 0
         self._frames = protocol.Frames()
@@ -202,6 +122,10 @@ class Link:
     def resume(self, name: str, site: bool) -> Call:
         return Call("resume", (name, site))
 
+    def open_slots(self, slots: Sequence[SlotLimit], wait_ms: int) -> Call:
+        """One slot of each of these names; the result is whether they are ours now."""
+        return Call("open", (list(slots), wait_ms))
+
     def parts(self, call: Call) -> Iterator[Pieces]:
         """The frames that go before ``send(call)``, on the same connection."""
         for id, body in call.bodies:
@@ -233,7 +157,7 @@ class Link:
             case "settle":
                 return protocol.SettleTask(number, self._done(), what)
             case kind:
-                return _REQUESTS[kind](number, *what)
+                return REQUESTS[kind](number, *what)
 
     def _done(self) -> int:
         """All puts and settles up to this number have been answered."""
@@ -264,12 +188,24 @@ class Link:
             self._assigned.popitem(last=False)
         return [protocol.frame_request(protocol.Assign(lane, group, limit))]
 
+    def report(self, task: Task, trouble: Trouble, pause_ms: int) -> Pieces:
+        return [protocol.frame_request(protocol.Report(task.message, task.number, trouble, pause_ms))]
+
+    def close_slots(self, names: Sequence[str]) -> Pieces:
+        self.slots.subtract(names)
+        for name in names:
+            if self.slots[name] <= 0:
+                del self.slots[name]
+        return [protocol.frame_request(protocol.Close(list(names)))]
+
     # -- connections ---------------------------------------------------------------------------------------------
 
     def greeting(self) -> Iterator[Pieces]:
         """What a new connection begins with: to be sent whole before anything else."""
         self._frames = protocol.Frames()
-        for call in [c for c in self.calls.values() if c.kind == "hello" or (c.abandoned and c.kind == "lease")]:
+        for call in [
+            c for c in self.calls.values() if c.kind == "hello" or (c.abandoned and c.kind in ("lease", "open"))
+        ]:
             del self.calls[call.number]
         held = [Claim(m, n, h.marked, h.then) for (m, n), h in self.held.items()]
         hello = Call("hello", held)
@@ -280,6 +216,8 @@ class Link:
         yield [protocol.frame_request(protocol.Hello(hello.number, self.client, self.leases, held))]
         for lane, (group, limit) in list(self._assigned.items()):
             yield [protocol.frame_request(protocol.Assign(lane, group, limit))]
+        if self.slots:
+            yield [protocol.frame_request(protocol.Opened(dict(self.slots)))]
         for call in again:
             if call.number in self.calls:
                 call.sent = True
@@ -292,7 +230,7 @@ class Link:
         A put or settle that may have been executed stays, so that its outcome gets known (see ``receive``).
         """
         call.abandoned = True
-        if not call.sent or call.kind not in ("put", "settle", "lease"):
+        if not call.sent or call.kind not in ("put", "settle", "lease", "open"):
             self._forget(call)
         return not call.sent
 
@@ -309,7 +247,7 @@ class Link:
         for control, blob in self._frames.feed(data):
             answer = protocol.parse_answer(control)
             if answer.number == 0:
-                self.refusing = protocol.parse_news(answer.payload)
+                self._hear(protocol.parse_news(answer.payload))
                 continue
             call = self.calls.get(answer.number)
             if call is None:  # of a call that was abandoned
@@ -325,12 +263,18 @@ class Link:
             answered.append(call)
         return answered
 
+    def _hear(self, news: str | list[str]) -> None:
+        if isinstance(news, str):
+            self.refusing = news
+        else:
+            self.wanted.update(dict.fromkeys(news))
+
     def _finish(self, call: Call, payload: msgspec.Raw, blob: bytes) -> None:
         if call.kind == "body":
             call.result = blob
             return
         try:
-            result = _PAYLOADS[call.kind](payload)
+            result = PAYLOADS[call.kind](payload)
         except msgspec.MsgspecError as e:
             raise ProtocolError(f"answer to {call.kind}: {e}") from e
         match call.kind:
@@ -341,7 +285,7 @@ class Link:
             case "settle":
                 call.result = self._settled(call, result)
             case "lease":
-                self.held.update(((task.message, task.number), _Held(task, "")) for task in result)
+                self.held.update(((task.message, task.number), Held(task, "")) for task in result)
                 call.result = result
             case "hello":
                 for claim, granted in zip(call.what, result.granted, strict=True):
@@ -349,6 +293,10 @@ class Link:
                         self.held.pop((claim.message, claim.number), None)
                 self.refusing = result.refusing
                 call.result = result
+            case "open":
+                call.result = result
+                if result:
+                    self.slots.update(slot.name for slot in call.what[0])
             case _:
                 call.result = result
 
@@ -389,6 +337,6 @@ class Link:
                 message.expires,
                 message.priority,
             )
-            self.held[task.message, task.number] = _Held(task, new.then if one.then else "")
+            self.held[task.message, task.number] = Held(task, new.then if one.then else "")
             found.append(task)
         return found

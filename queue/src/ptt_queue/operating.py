@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from ptt_queue import admin, amend, damaged, keys, suspended
-from ptt_queue.dispatcher import ACTIVE, ASLEEP, PARKED, Lane
 from ptt_queue.errors import ProtocolError
+from ptt_queue.group import ACTIVE, ASLEEP, PARKED, Lane
 from ptt_queue.leasing import Leasing
 from ptt_queue.protocol import Amend, DoAct, GetList, GetPlace, GetShow, Repair, Resume, Suspend, frame_answer
 from ptt_queue.session import Batch, Session
@@ -115,4 +115,6 @@ def _place(lane: Lane | None, now: int) -> Place:
         return Place(_PLACES.get(lane.place, ""), "", 0, 0, GroupLimit(0), 0)
     next_at = int(group.next_at) if group.next_at > now else 0
     name = group.name if group.name[0] not in "\0\1" else ""  # not those of single lanes
-    return Place(_PLACES.get(lane.place, ""), name, group.lanes, group.in_flight, group.limit, next_at)
+    return Place(
+        _PLACES.get(lane.place, ""), name, group.lanes, group.in_flight, group.limit, next_at, group.width.most
+    )

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ptt_queue.errors import ProtocolError
-from ptt_queue.types import Act, Filter, GroupLimit, NewMessage, Refusal, Settle, Suspension
+from ptt_queue.types import Act, Filter, GroupLimit, NewMessage, Refusal, Settle, SlotLimit, Suspension, Trouble
 
 VERSION = 1
 CLIENT_ID_BYTES = 16
@@ -116,6 +116,38 @@ class Assign(_Request, frozen=True, tag="assign"):
     limit: GroupLimit
 
 
+class Report(_Request, frozen=True, tag="report"):
+    """Before the settle of a lease: its group is in trouble, and is to rest for so long."""
+
+    message: bytes
+    task: int
+    trouble: Trouble
+    pause_ms: int
+
+
+class Open(_Request, frozen=True, tag="open"):
+    """Ask for a slot of each of these names. Answered by whether there is one, within ``wait_ms``.
+
+    Who keeps slots that it does not need is asked for them: their names come as a list in an answer with number 0.
+    """
+
+    number: int
+    slots: list[SlotLimit]
+    wait_ms: int
+
+
+class Close(_Request, frozen=True, tag="close"):
+    """Give back a slot of each of these names."""
+
+    names: list[str]
+
+
+class Opened(_Request, frozen=True, tag="opened"):
+    """After a reconnect: the slots that the client has, and how many of each."""
+
+    slots: dict[str, int]
+
+
 class GetStats(_Request, frozen=True, tag="stats"):
     number: int
 
@@ -187,6 +219,10 @@ Request = (
     | Release
     | Mark
     | Assign
+    | Report
+    | Open
+    | Close
+    | Opened
     | GetStats
     | GetList
     | GetShow
@@ -279,10 +315,10 @@ def parse_answer(control: bytes) -> Answer:
         raise ProtocolError(f"no answer: {e}") from e
 
 
-def parse_news(payload: msgspec.Raw) -> str:
-    """What an answer with number 0 says (see Welcome). Raises ProtocolError."""
+def parse_news(payload: msgspec.Raw) -> str | list[str]:
+    """What an answer with number 0 says (see Welcome and Open). Raises ProtocolError."""
     try:
-        return msgspec.msgpack.decode(payload, type=str)
+        return msgspec.msgpack.decode(payload, type=str | list[str])
     except (msgspec.MsgspecError, ValueError) as e:
         raise ProtocolError(f"news: {e}") from e
 

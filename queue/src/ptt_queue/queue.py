@@ -29,6 +29,7 @@ from ptt_queue.protocol import (
     Amend,
     Assign,
     Body,
+    Close,
     DoAct,
     Extend,
     GetList,
@@ -38,9 +39,12 @@ from ptt_queue.protocol import (
     Hello,
     Lease,
     Mark,
+    Open,
+    Opened,
     Put,
     Release,
     Repair,
+    Report,
     Request,
     Resume,
     SettleTask,
@@ -50,6 +54,7 @@ from ptt_queue.protocol import (
 )
 from ptt_queue.requests import Requests
 from ptt_queue.session import Batch, Sent, Session
+from ptt_queue.slots import Slots
 from ptt_queue.store import Store
 from ptt_queue.types import GroupLimit, Stats
 
@@ -120,6 +125,7 @@ class Queue:
         self._claims_until = now + settings.grace_ms if settings.clients else now
         self._last_txn = 0
         self._space_at = self._minute_at = self._retry_at = 0
+        self.slots = Slots(closed=settings.clients > 0)
         operator = self.operator = Operator(self.leasing, self.requests.garbage)
         self._serving: dict[type, Callable[[Batch, Session, Any, bytes], None]] = {
             Hello: self.requests.hello,
@@ -132,6 +138,10 @@ class Queue:
             Release: self._release,
             Mark: self._mark,
             Assign: self._assign,
+            Report: self._report,
+            Open: self.slots.on_open,
+            Close: self.slots.on_close,
+            Opened: self.slots.on_opened,
             GetStats: self._stats,
             GetList: operator.listing,
             GetShow: operator.show,
@@ -156,6 +166,7 @@ class Queue:
         self.sessions.discard(session)
         self.waiters = [w for w in self.waiters if w.session is not session]
         self.requests.leave(session, now)
+        self.slots.leave(session, now)
         self._minute_at = min(self._minute_at, now)  # a client that died may have left a slot of the reader table
 
     def clock_set(self, by: int) -> None:
@@ -214,7 +225,14 @@ class Queue:
         self.leasing.committed(batch)
         for done in batch.committed:
             done()
-        return batch.answers
+        return batch.answers + self._slot_news(now)
+
+    def _slot_news(self, now: int) -> list[Sent]:
+        """What those are told who asked for slots, or are asked for them."""
+        self.slots.wake(now)
+        if not self._claiming(now):
+            self.slots.start(now)
+        return [(session, (frame_answer(number, told),)) for session, number, told in self.slots.news()]
 
     def _one(self, batch: Batch, session: Session, request: Request, blob: bytes) -> None:
         kind = type(request)
@@ -285,8 +303,9 @@ class Queue:
             times.append(min(w.until for w in self.waiters))
             if any(self.leasing.dispatcher.ready(w.stages) for w in self.waiters):
                 times.append(self._claims_until if self._claiming(now) else self._retry_at)
-        if (wake := self.leasing.dispatcher.next_wake()) is not None:
-            times.append(wake)
+        for wake in (self.leasing.dispatcher.next_wake(), self.slots.next_wake(now)):
+            if wake is not None:
+                times.append(wake)
         return max(now, self._retry_at, int(min(times)))  # after a failure not at once again
 
     # -- leases --------------------------------------------------------------------------------------------------
@@ -345,6 +364,11 @@ class Queue:
             self.leasing.dispatcher.assign(request.lane, request.group, request.limit, batch.now)
         except ValueError as e:
             raise ProtocolError(str(e)) from e
+
+    def _report(self, batch: Batch, session: Session, request: Report, _blob: bytes) -> None:
+        lease = session.leases.get(keys.record_key(request.message, request.task))
+        if lease is not None:
+            self.leasing.report(lease, request.trouble, request.pause_ms, batch.now)
 
     def _stats(self, batch: Batch, session: Session, request: GetStats, _blob: bytes) -> None:
         batch.answers.append((session, (frame_answer(request.number, self.stats()),)))

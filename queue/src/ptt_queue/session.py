@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ptt_queue.clients import ClientRecord
-from ptt_queue.dispatcher import Group
+from ptt_queue.group import Group
 from ptt_queue.store import Transaction
 
 
@@ -23,6 +23,7 @@ class Lease:
         "then",
         "token",
         "waited",
+        "well",
     )
 
     def __init__(self, session: Session, key: bytes, index_key: bytes, size: int, maybe: bool) -> None:
@@ -32,6 +33,7 @@ class Lease:
         self.size = size  # of the body
         self.maybe = maybe  # an attempt before this lease may have succeeded
         self.marked = False  # this attempt may have succeeded: its final dot may have left
+        self.well = True  # its client has not told of trouble
         self.token: Group | None = None
         self.then: Group | None = None  # the token of the lane that the task moves on to
         self.waited = True  # it was in the store before it was leased

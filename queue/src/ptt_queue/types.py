@@ -197,6 +197,7 @@ class Place(msgspec.Struct, array_like=True, frozen=True):
     in_flight: int  # of the group now
     limit: GroupLimit
     next_at: int  # when the rate allows the next one, ms; 0: it does not hinder
+    most: int = 0  # tasks in flight now: the limit, or fewer while it is in trouble
 
 
 class Suspension(msgspec.Struct, array_like=True, frozen=True):
@@ -280,7 +281,27 @@ class SettleResult(msgspec.Struct, array_like=True, frozen=True):
 
 
 class GroupLimit(msgspec.Struct, array_like=True, frozen=True):
-    """Limits of a group: tasks in flight at once, and tasks per second (0: no limit)."""
+    """Limits of a group: tasks in flight at once, and tasks per second (0: no limit).
+
+    ``start``: tasks in flight before any has ended well (0: as many as the limit). See ``ptt_queue.width``.
+    """
 
     in_flight: int
+    per_second: float = 0.0
+    start: int = 0
+
+
+class Trouble(enum.StrEnum):
+    """What a client says of a lease's group before it settles."""
+
+    NONE = "none"  # neither good nor bad: the group is given no more for it
+    SOME = "some"  # less at a time
+    DEAD = "dead"  # nobody is there: one at a time
+
+
+class SlotLimit(msgspec.Struct, array_like=True, frozen=True):
+    """A slot that is wanted: ``most`` of this name at once, and so many new ones per second (0: no limit)."""
+
+    name: str
+    most: int
     per_second: float = 0.0
