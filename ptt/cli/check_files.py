@@ -35,8 +35,12 @@ def users(config: Config) -> Iterator[Finding]:
     elif os.getuid() != 0 and any(getattr(config.users, kind) != "" for kind in KINDS):
         yield warn("users", "[users] takes effect only when the service is started as root", "run this check as root")
     else:
-        text = f"all processes share user {accounts['queue'].uid}: each of them could open the private keys"
-        yield warn("users", text, "set [users] and start as root, if others use this machine or reach these processes")
+        text = (
+            f"all processes share user {accounts['queue'].uid}: only our code, not the kernel, keeps the private"
+            " keys from the workers, which speak with the Internet; who takes over a worker can read the keys and sign as"
+            " your domains"
+        )
+        yield warn("users", text, "set [users] and start as root: then the kernel keeps them apart")
 
 
 def ownership(config: Config) -> Iterator[Finding]:

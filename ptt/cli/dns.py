@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from ptt.config import Config
+from ptt.dkim.keys import record_strings
 from ptt.dns.records import Records, Row
 
 FAILED = 1
@@ -33,7 +34,7 @@ def dns() -> None:
 def plan(shared: Shared, as_json: bool) -> None:
     """What is there at the primary servers, and what `apply` would do. Writes nothing."""
     rows = _records(shared).plan()
-    _show(rows, as_json)
+    _show(rows, as_json, "to write: ptt dns apply")
     if any(row.action == "unknown" for row in rows):
         sys.exit(FAILED)
 
@@ -44,7 +45,7 @@ def plan(shared: Shared, as_json: bool) -> None:
 def apply(shared: Shared, as_json: bool) -> None:
     """Write what is missing or an old one of ours, where `dns.zones` says that it is ours to write."""
     rows = _records(shared).apply()
-    _show(rows, as_json)
+    _show(rows, as_json, "written")
     if any(row.action == "unknown" for row in rows):
         sys.exit(FAILED)
 
@@ -77,13 +78,17 @@ def _records(shared: Shared) -> Records:
     return Records(shared.config)
 
 
-def _show(rows: list[Row], as_json: bool) -> None:
+def _show(rows: list[Row], as_json: bool, written: str) -> None:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(row) for row in rows]))
         return
     for row in rows:
         click.echo("\n".join(_lines(row)))
-    if not rows:
+    if rows:
+        right = sum(row.action == "none" for row in rows)
+        ours = sum(row.action in ("add", "replace") for row in rows)
+        click.echo(f"{right} right, {ours} {written}, {len(rows) - right - ours} left to you (!)")
+    else:
         click.echo("no keys, so no domains: ptt dkim keygen makes one", err=True)
 
 
@@ -95,12 +100,17 @@ def _lines(row: Row) -> list[str]:
     if row.action in ("add", "replace"):
         return [*there, f"+ {row.name} TXT {_short(row.value)}"]
     meaning = {
-        "foreign": "somebody else's, left as it is",
-        "not ours": f'"{row.kind}" is not in manage of {row.zone}' if row.zone else "in no zone of ours",
-        "unknown": "not known",
+        "foreign": "somebody else wrote what is there, so it stays",
+        "not ours": f'dns.zones of {row.zone} has no "{row.kind}" in manage' if row.zone else "in no zone of dns.zones",
+        "unknown": "nothing is known of it",
     }[row.action]
-    proposal = [] if row.action == "foreign" else [f"  proposed: {_short(row.value)}"]
-    return [*there, f"! {row.name}: {row.why} ({meaning})", *proposal]
+    ask = row.action != "unknown" and (row.kind == "dkim" or not row.there)  # a second policy would void the first
+    proposal = [f"  put it there yourself: {row.name}. TXT {_quoted(row.value)}"] if ask else []  # in full, to copy
+    return [*there, f"! {row.name} TXT: {row.why} ({meaning})", *proposal]
+
+
+def _quoted(text: str) -> str:
+    return " ".join(f'"{part}"' for part in record_strings(text))
 
 
 def _short(text: str) -> str:

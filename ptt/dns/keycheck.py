@@ -130,7 +130,12 @@ class KeyCheck:
     def _one(self, key: PublicKey, before: bool) -> Result:
         """Raises NotReached, UpdateError, TsigKeyError, DnsError's kinds, ValueError."""
         name = record_name(key.domain, key.selector)
-        place = self._zones.find(name)
+        try:
+            place = self._zones.find(name)
+        except UpdateError as e:
+            if not before or isinstance(e, NotReached):
+                raise
+            return Result(key, True, str(e), reached=False)  # SERVFAIL and the like say nothing of what was seen
         updated = False
         if place.zone is not None:
             self._hear(place.zone.primary, "")

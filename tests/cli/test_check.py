@@ -106,7 +106,9 @@ def test_keys(config: Config) -> None:
 
 
 def test_users(config: Config) -> None:
-    assert bad(check_files.users(config))[0][0] == "warn"
+    ((level, text),) = bad(check_files.users(config))
+    assert level == "warn"
+    assert "who takes over a worker can read the keys and sign as your domains" in text
     nobody = msgspec.structs.replace(config, users=msgspec.structs.replace(config.users, queue="no-such-user-here"))
     found = bad(check_files.users(nobody))
     assert found[0][0] in ("fail", "warn")  # without root no user is looked up

@@ -13,11 +13,12 @@ import pytest
 
 from ptt import config as configuration
 from ptt.config import Config, Zone
+from ptt.dns import ownzones
 from ptt.dns.keycheck import difference
 from ptt.dns.keyfiles import KeyFiles
 from ptt.dns.ownzones import zone_of
 from ptt.dns.publish import MAX_STEP, Publisher, publish_once
-from ptt.dns.update import Change, TsigKey, look, txt, update_txt
+from ptt.dns.update import Change, TsigKey, UpdateError, look, txt, update_txt
 from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.signer.state import read_state, state_path
@@ -219,6 +220,24 @@ def test_a_server_that_is_down_at_start_and_again_later(make_named, tmp: pathlib
 
 @pytest.mark.peer
 @pytest.mark.slow
+def test_a_primary_that_fails_takes_nothing_back(own_dns, tmp: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SERVFAIL is no word on the record: a key that was seen goes on signing, a new one waits."""
+    site = Site(tmp, own_dns.address, own_dns.key_file)
+    site.key("example.test", "seen")
+    site.publisher.run_once()
+    assert site.served() == {"seen": True}
+
+    def fails(server: str, *_: object) -> None:
+        raise UpdateError("SERVFAIL", f"{server} failed")
+
+    monkeypatch.setattr(ownzones, "look", fails)
+    site.key("example.test", "unseen")
+    results = {result.key.selector: result for result in site.publisher.run_once()}
+    assert site.served() == {"seen": True, "unseen": False}
+    assert results["seen"].why == results["unseen"].why == f"SERVFAIL: {own_dns.address} failed"
+    assert site.log.count("DKIM record drifted") == 0
+
+
 def test_the_loop_notices_a_new_key_within_a_second(own_dns, tmp: pathlib.Path) -> None:
     site = Site(tmp, own_dns.address, own_dns.key_file)
     site.key("example.test", "first")

@@ -71,6 +71,7 @@ class TestCommands:
         before = fleet.serial("127.0.0.1")
         plan = shared.run("plan")
         assert plan.exit_code == 0
+        assert plan.output.splitlines()[-1] == "0 right, 3 to write: ptt dns apply, 0 left to you (!)"
         assert f'+ {ZONE} TXT "{SPF}"' in plan.output.splitlines()
         assert f'+ _dmarc.{ZONE} TXT "{DMARC}"' in plan.output.splitlines()
         assert fleet.serial("127.0.0.1") == before  # nothing was written
@@ -97,7 +98,9 @@ class TestCommands:
         shared.put(f"_dmarc.{ZONE}", b"v=DMARC1; rua=mailto:a@example.test")
         assert shared.actions("apply") == {"dkim": "add", "spf": "foreign", "dmarc": "foreign"}
         assert shared.texts(ZONE) == [b"other=1", b"v=spf1 mx -all"]
-        assert "somebody else's, left as it is" in shared.run("plan").output
+        plan = shared.run("plan").output
+        assert "(somebody else wrote what is there, so it stays)" in plan
+        assert "put it there yourself" not in plan  # a second policy would void theirs
         shared.put(f"_dmarc.{ZONE}")
         assert shared.actions("apply")["dmarc"] == "add"
         shared.put(f"_dmarc.{ZONE}", b"v=DMARC1; p=broken")  # ours, edited
@@ -110,7 +113,10 @@ class TestCommands:
         careful = Shared(tmp_path / "b", fleet, '["dkim"]')
         assert careful.actions("apply") == {"dkim": "add", "spf": "not ours", "dmarc": "not ours"}
         assert careful.texts(ZONE) == [b"other=1", b"other=2"]
-        assert f'  proposed: "{SPF}"' in careful.run("plan").output.splitlines()
+        lines = careful.run("plan").output.splitlines()
+        assert f'! {ZONE} TXT: no SPF record (dns.zones of {ZONE} has no "spf" in manage)' in lines
+        assert f'  put it there yourself: {ZONE}. TXT "{SPF}"' in lines
+        assert lines[-1] == "1 right, 0 to write: ptt dns apply, 2 left to you (!)"
 
     def test_a_primary_that_refuses(self, tmp_path: pathlib.Path, fleet, shared: Shared) -> None:
         key = pathlib.Path(fleet.key_file).read_text().replace("ptt-hmac-sha256", "unknown")
