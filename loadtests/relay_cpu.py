@@ -19,6 +19,7 @@ from gevent import socket
 
 from ptt.config import Config
 from ptt.config import Relay as Settings
+from ptt.dns.resolver import Answer
 from ptt.log import Log
 from ptt.message import Envelope, Recipient
 from ptt.metrics import Counters
@@ -74,6 +75,14 @@ class Nothing:
 
     def addresses(self, host: str) -> list[str]:
         return ["127.0.0.1"]
+
+    addresses_early = addresses
+
+    def txt(self, name: str) -> list[bytes]:
+        return []
+
+    def answer(self, name: str, rdtype: object) -> Answer:
+        return Answer([], False)
 
 
 def measure(port: int, messages: int, per_connection: int) -> float:
