@@ -187,12 +187,7 @@ def signature_tags(data: bytes) -> dict[str, str]:
     DKIM-Signature, ARC-Message-Signature or ARC-Seal: b= empty and last, no tag twice; the former two with From signed
     and no l=, the last one over ARC sets and nothing else.
     """
-    tail = data[-MAX_FIELD:].lower()
-    at = max(tail.rfind(b"\r\n" + name + b":") for name in _SIGNED_FIELDS)
-    at = len(data) - len(tail) + at + 2 if at >= 0 else 0
-    match = _ONE_FIELD.fullmatch(data, at)
-    if match is None:
-        raise BadSignatureField("what is to be signed does not end in a DKIM-Signature field, or one of ARC")
+    match = _last_field(data)
     tags: dict[str, str] = {}
     try:
         text = match[2].translate(None, b" \t\r\n").decode("ascii")
@@ -217,12 +212,23 @@ def signature_tags(data: bytes) -> dict[str, str]:
         raise BadSignatureField("i= is not in d= (RFC 6376, 3.5)")
     if "l" in tags:
         raise BadSignatureField("l= is never signed")
-    names = tags.get("h", "").lower().split(":")
-    if "from" not in names:
+    names = f":{tags.get('h', '').lower()}:"
+    if ":from:" not in names:
         raise BadSignatureField("From is not signed (RFC 6376, 5.4)")
-    if kind == _ARC_MESSAGE and ("arc-seal" in names or "authentication-results" in names):
+    if kind == _ARC_MESSAGE and (":arc-seal:" in names or ":authentication-results:" in names):
         raise BadSignatureField("ARC-Seal or Authentication-Results is signed (RFC 8617, 4.1.2)")
     return tags
+
+
+def _last_field(data: bytes) -> re.Match[bytes]:
+    """The name and the text of the signature field in which ``data`` ends. Raises BadSignatureField."""
+    tail = data[-MAX_FIELD:].lower()
+    for name in _SIGNED_FIELDS:
+        at = tail.rfind(b"\r\n" + name + b":")
+        match = _ONE_FIELD.fullmatch(data, len(data) - len(tail) + at + 2 if at >= 0 else 0)
+        if match is not None:
+            return match
+    raise BadSignatureField("what is to be signed does not end in a DKIM-Signature field, or one of ARC")
 
 
 def _check_instance(tags: Mapping[str, str]) -> int:
