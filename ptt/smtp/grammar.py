@@ -44,7 +44,6 @@ _PATH = re.compile(rf" *<{_ROUTE}{_MAILBOX}>(?= |\Z)")
 _POSTMASTER = re.compile(r" *<(?P<local>postmaster)>(?= |\Z)", re.I)  # RFC 5321 4.1.1.3
 _NULL_PATH = re.compile(r" *<>(?= |\Z)")
 _WHOLE_MAILBOX = re.compile(rf"{_MAILBOX}\Z")
-_WHOLE_DOMAIN = re.compile(rf"{_DOMAIN}\Z")
 _WHOLE_DOT_STRING = re.compile(rf"{_DOT_STRING}\Z")
 _PAIR = re.compile(r"\\(.)")
 _ESCAPED = re.compile(r'(["\\])')
@@ -68,11 +67,6 @@ def parse_mailbox(text: str) -> str | None:
     """An address without brackets in its one spelling, or None when it is not a Mailbox."""
     found = _WHOLE_MAILBOX.match(text)
     return _address(found) if found else None
-
-
-def is_domain(text: str) -> bool:
-    """True for a Domain (not for an address literal)."""
-    return len(text) <= MAX_DOMAIN and _WHOLE_DOMAIN.match(text) is not None
 
 
 def _path(text: str) -> tuple[str, str] | None:

@@ -18,6 +18,7 @@ NOT_YOURS = Reply(553, "5.7.1", "{sender} is not an address of {user}; `ptt user
 FIELD_NOT_YOURS = Reply(550, "5.7.1", "{field}: {sender} is not an address of {user}; `ptt user address` adds it")
 NO_LONGER = Reply(550, "5.7.1", "{user} may send no more")
 NO_AUTHOR = Reply(550, "5.6.0", "the From field names no address that can be read")
+TOO_MANY_AUTHORS = Reply(550, "5.6.0", "the Sender and Resent fields are too long")
 NOTIFICATION = Reply(550, "5.5.3", "a notification (null sender) has one recipient")
 NO_DOMAIN = Reply(550, "5.1.2", "the recipient needs a domain")
 FULL = Reply(452, "4.3.1", "the queue is full, try again later")
@@ -112,8 +113,10 @@ def authors(directory: Directory, user: str, header: Header, addresses: Sequence
         return NO_AUTHOR
     named = [("From", address) for address in addresses]
     if not OTHER_AUTHORS.keys().isdisjoint(header.names):
-        for name, shown in OTHER_AUTHORS.items():
-            named += [(shown, a) for value in headers.fields(header, name) for a in headers.addresses(value)]
+        values = [(shown, value) for name, shown in OTHER_AUTHORS.items() for value in headers.fields(header, name)]
+        if sum(len(value) for _, value in values) > headers.MAX_FROM_BYTES:  # parsing takes a microsecond an octet
+            return TOO_MANY_AUTHORS
+        named += [(shown, address) for shown, value in values for address in headers.addresses(value)]
     for field, address in named:
         if parse_mailbox(address) is None:  # such as "<a@bank.example>" me@example.org
             return NO_AUTHOR._replace(text=f"the {field} field has an address that cannot be read")

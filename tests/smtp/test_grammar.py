@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ptt.smtp import MailParams, ProtocolError, RcptParams
 from ptt.smtp.encodings import utf8_xtext_decode, utf8_xtext_encode, xtext_decode, xtext_encode
-from ptt.smtp.grammar import is_domain, parse_forward_path, parse_mailbox, parse_reverse_path
+from ptt.smtp.grammar import parse_forward_path, parse_mailbox, parse_reverse_path
 from ptt.smtp.params import (
     format_mail_params,
     format_rcpt_params,
@@ -91,14 +91,6 @@ def test_mailboxes(text: str, address: str | None) -> None:
 def test_paths(text: str, forward: object, reverse: object) -> None:
     assert parse_forward_path(text) == forward
     assert parse_reverse_path(text) == reverse
-
-
-def test_domains() -> None:
-    assert is_domain("example.org")
-    assert not is_domain("[192.0.2.1]")
-    assert not is_domain("a..b")
-    assert not is_domain("a.b.")
-    assert not is_domain(".".join(["abc"] * 65))
 
 
 def lines(path: pathlib.Path) -> list[str]:

@@ -130,7 +130,10 @@ def test_from_belongs_to_the_user() -> None:
         assert offer(b"From: " + hidden + b"\r\n\r\n", queue)[0] == 550  # two programs read two addresses in it
     for field in (b"Sender", b"Resent-From", b"Resent-Sender"):
         assert offer(b"From: <u@ours.test>\r\n" + field + b": <boss@ours.test>\r\n\r\n", queue) == (550, "5.7.1")
+    resent = b"Resent-From: " + b"<" * 900 + b"\r\n"  # what is slow to parse
+    assert offer(b"From: <u@ours.test>\r\n" + resent * 20 + b"\r\n", queue) == (550, "5.6.0")
     assert queue.stored == []
+    assert offer(b"From: <u@ours.test>\r\n" + b"Resent-Sender: u@ours.test\r\n" * 20 + b"\r\n", queue)[0] == 250
     assert offer(b"From: <u@ours.test>\r\nSender: U <u@second.test>\r\n\r\n", queue) == (250, "2.0.0")
     assert offer(b"From: <boss@ours.test>\r\n\r\n", queue, service="relay") == (250, "2.0.0")
 
