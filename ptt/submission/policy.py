@@ -116,14 +116,22 @@ def authors(directory: Directory, user: str, header: Header, addresses: Sequence
         values = [(shown, value) for name, shown in OTHER_AUTHORS.items() for value in headers.fields(header, name)]
         if sum(len(value) for _, value in values) > headers.MAX_FROM_BYTES:  # parsing takes a microsecond an octet
             return TOO_MANY_AUTHORS
-        named += [(shown, address) for shown, value in values for address in headers.addresses(value)]
+        for shown, value in values:
+            found = headers.addresses(value)
+            if not found and b"@" in value:
+                return _unreadable(shown)
+            named += [(shown, address) for address in found]
     for field, address in named:
         if parse_mailbox(address) is None:  # such as "<a@bank.example>" me@example.org
-            return NO_AUTHOR._replace(text=f"the {field} field has an address that cannot be read")
+            return _unreadable(field)
         if not directory.may_send_as(user, address):
             text = FIELD_NOT_YOURS.text.format(field=field, sender=address, user=user)
             return FIELD_NOT_YOURS._replace(text=text)
     return None
+
+
+def _unreadable(field: str) -> Reply:
+    return NO_AUTHOR._replace(text=f"the {field} field has an address that cannot be read")
 
 
 def recipient(address: str, notification: bool = False) -> Reply | None:

@@ -128,6 +128,7 @@ def test_from_belongs_to_the_user() -> None:
     assert offer(b"From: boss\r\n\r\n", queue) == (550, "5.6.0")
     for hidden in (b'"<boss@else.test>" u@ours.test', b"u@ours.test boss@else.test", b"u@else.test@ours.test"):
         assert offer(b"From: " + hidden + b"\r\n\r\n", queue)[0] == 550  # two programs read two addresses in it
+        assert offer(b"From: <u@ours.test>\r\nSender: " + hidden + b"\r\n\r\n", queue)[0] == 550
     for field in (b"Sender", b"Resent-From", b"Resent-Sender"):
         assert offer(b"From: <u@ours.test>\r\n" + field + b": <boss@ours.test>\r\n\r\n", queue) == (550, "5.7.1")
     resent = b"Resent-From: " + b"<" * 900 + b"\r\n"  # what is slow to parse
