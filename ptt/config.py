@@ -199,6 +199,7 @@ class Admin(_Section, frozen=True):
 class Log(_Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     file: str = ""  # empty: standard error
+    deliveries: str = ""  # a file for accounting: a line for each attempt and recipient that is done; empty: none
 
 
 class Users(_Section, frozen=True):
@@ -256,7 +257,7 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "queue": ("path",),
     "signer": ("keys", "public"),
     "directory": ("repository", "credentials", "snapshots", "allowed_signers", "hook_secret"),
-    "log": ("file",),
+    "log": ("file", "deliveries"),
     "relay": ("credentials", "srs_secret"),
 }
 

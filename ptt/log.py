@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+DELIVERIES_FD = 1000  # above what the supervisor opens, below the usual limit of 1024
+
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -26,25 +28,27 @@ def _second(now: int) -> str:
 class Log:
     """A process's log. ``process`` names it on each line ("worker.0"); ``fd`` is where lines go."""
 
-    def __init__(self, process: str, level: str = "info", fd: int = 2) -> None:
+    def __init__(self, process: str, level: str = "info", fd: int = 2, *, deliveries: bool = False) -> None:
+        """``deliveries``: is the delivery log open, under ``DELIVERIES_FD``?"""
         self.process = process
+        self.deliveries = deliveries
         self.level = _LEVELS[level]
         self.fd = fd
 
     def event(self, event: str, level: str = "info", **fields: Any) -> None:
         """Write one line. ``id``: the shown id, wherever a message is concerned. Never raises OSError."""
-        if _LEVELS[level] < self.level:
-            return
+        if _LEVELS[level] >= self.level:
+            self._write(self.fd, {"level": level, "process": self.process, "event": event, **fields})
+
+    def delivery(self, event: str, **fields: Any) -> None:
+        """Write one line to the delivery log, if there is one. Never raises OSError."""
+        if self.deliveries:
+            self._write(DELIVERIES_FD, {"event": event, **fields})
+
+    def _write(self, fd: int, line: dict[str, Any]) -> None:
         now = time.time()
-        line = {
-            "time": f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z",
-            "level": level,
-            "process": self.process,
-            "event": event,
-            **fields,
-        }
         with contextlib.suppress(OSError):  # a log that cannot be written must not stop mail
-            os.write(self.fd, _encode(line) + b"\n")
+            os.write(fd, _encode({"time": f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z", **line}) + b"\n")
 
     def error(self, event: str, **fields: Any) -> None:
         self.event(event, "error", **fields)

@@ -340,6 +340,8 @@ class Pipeline:
         converted: Sequence[tuple[NewMessage, bytes]] = (),
     ) -> None:
         """Settle, with the reports to the sender, in one transaction: so each event is reported once."""
+        for line in plan.accounts(task, envelope, outcomes, expired) if self.log.deliveries else ():
+            self.log.delivery(**line)
         found = notices(plan.recipients_of(task.items), outcomes, expired, late)
         for recipient, outcome in found.get("failed", ()):
             what = {"to": recipient.address, "peer": outcome.peer, "phase": outcome.phase, "reply": outcome.text}

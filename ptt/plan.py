@@ -6,7 +6,8 @@ for each lane, are made when it is signed. Other messages go to stage DELIVER at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from ptt_queue.types import Item, Meter, NewMessage, NewTask, Over, Settle, State, Task
@@ -241,3 +242,25 @@ def crossing(envelope: Envelope, task: Task, lane: str) -> Envelope:
 def describe(task: Task) -> dict[str, object]:
     """The fields of a task that every log line about it bears."""
     return {"id": show_id(task.message), "lane": task.lane, "attempt": task.attempts + 1}
+
+
+def accounts(task: Task, envelope: Envelope, outcomes: dict[int, Outcome], expired: bool) -> Iterator[dict[str, Any]]:
+    """The lines of the delivery log about an attempt, one for each recipient: events ``delivered``, ``deferred``,
+    ``failed``, and ``expired`` for one that is given up after its last attempt. All but ``deferred`` are final.
+    """
+    for item, recipient in recipients_of(task.items):
+        outcome = outcomes[item]
+        event = "expired" if expired and isinstance(outcome, Deferred) else type(outcome).__name__.lower()
+        yield {
+            "event": event,
+            **describe(task),
+            "sender": envelope.sender,
+            "user": envelope.user,
+            "to": recipient.address,
+            "size": task.size,
+            "accepted": task.created,
+            "peer": outcome.peer,
+            "tls": outcome.tls,
+            "phase": outcome.phase,
+            "reply": outcome.text,
+        }

@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ import msgspec
 
 from ptt.config import Config, ConfigError, load
 from ptt.log import Log
-from ptt.service import privileges
+from ptt.service import logfiles, privileges
 from ptt.service.privileges import Kind
 
 USAGE = 2  # exit code of a wrong configuration
@@ -43,11 +45,25 @@ class Child(msgspec.Struct):
     started: int  # ms since the epoch; with name and pid, which process it is
     parent: int = 0
     ready_fd: int = -1
+    files_fd: int = -1  # a socket over which the supervisor sends log files
     census: tuple[int, int] = (-1, -1)  # of a worker: its number, and the memory that the workers count in
 
     def enter(self) -> None:
         """Change to the process's own user, set its limits. Raises UserError, PermissionError."""
         privileges.enter(self.kind, self.config, self.parent)
+        if self.files_fd >= 0:
+            low = os.dup(self.files_fd)  # the supervisor's number may be high, which select(2) and limits do not like
+            os.close(self.files_fd)
+            self.files_fd = low
+            signal.signal(signal.SIGHUP, lambda *_: self.reopen())
+
+    def reopen(self) -> None:
+        """Take the log files that the supervisor has opened again. Called at SIGHUP: by ``enter``'s handler, or by that
+        of a process with a loop of its own.
+        """
+        if self.files_fd >= 0:
+            with socket.socket(fileno=os.dup(self.files_fd)) as sock:
+                logfiles.receive(sock)
 
     def ready(self) -> None:
         """Tell the supervisor, once, that this process does its work now."""
@@ -82,6 +98,7 @@ def parser(kind: Kind) -> argparse.ArgumentParser:
     found.add_argument("--name", default=kind)
     found.add_argument("--listen-fd", type=listen_fd, action="append", default=[])
     found.add_argument("--ready-fd", type=int, default=-1)
+    found.add_argument("--files-fd", type=int, default=-1)
     found.add_argument("--census", type=listen_fd, default=(-1, -1))
     found.add_argument("--uids", type=user_ids, default=frozenset({0, os.getuid()}))
     found.add_argument("--clients", type=int, default=0)
@@ -106,12 +123,13 @@ def from_arguments(kind: Kind, found: argparse.Namespace) -> Child:
         found.name,
         os.path.abspath(found.config),
         config,
-        Log(found.name, config.log.level),
+        Log(found.name, config.log.level, deliveries=bool(config.log.deliveries) and found.files_fd >= 0),
         found.listen_fd,
         found.uids,
         found.clients,
         int(time.time() * 1000),
         found.parent,
         found.ready_fd,
+        found.files_fd,
         found.census,
     )

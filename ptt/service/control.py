@@ -74,7 +74,7 @@ class Control:
         """Serve until SIGTERM. Raises OSError, RepositoryError when the git database cannot be used at all."""
         gevent.signal_handler(signal.SIGTERM, self.stopped.set)
         gevent.signal_handler(signal.SIGINT, self.stopped.set)
-        gevent.signal_handler(signal.SIGHUP, self.directory.fetch_soon)
+        gevent.signal_handler(signal.SIGHUP, self._reload)
         if wrong := self.collector.load():
             self.child.log.error("metrics not kept", reason=wrong)
         sockets = {index: socket.socket(fileno=fd) for index, fd in self.child.listen}
@@ -110,6 +110,10 @@ class Control:
         following.join(timeout=5)
         self._save()
         self.directory.close()
+
+    def _reload(self) -> None:
+        self.child.reopen()
+        self.directory.fetch_soon()
 
     def _every(self, seconds: float, work: Callable[[], None]) -> None:
         while True:

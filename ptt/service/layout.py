@@ -120,25 +120,41 @@ class Sockets(msgspec.Struct):
             sock.close()
 
 
-def bind_all(config: Config) -> Sockets:
-    """Bind every socket of the service. Raises LayoutError.
+class Given(msgspec.Struct):
+    """Sockets that are bound already: by the address of the configuration, and by the kind of process."""
+
+    tcp: dict[str, list[socket.socket]] = {}
+    unix: dict[Kind, socket.socket] = {}
+
+    def take(self, address: str) -> socket.socket | None:
+        """The next socket of that address. One without SO_REUSEPORT is for all who ask."""
+        row = self.tcp.get(address)
+        if not row:
+            return None
+        return row.pop(0) if row[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) else row[0]
+
+
+def bind_all(config: Config, given: Given | None = None) -> Sockets:
+    """Bind every socket of the service that is not given. Raises LayoutError.
 
     Each worker has its own TCP socket for each address (SO_REUSEPORT), so that the kernel spreads connections
     evenly; the supervisor keeps them open, so connections to a worker that died wait for its replacement.
     """
     bound: list[socket.socket] = []
+    given = given or Given()
     try:
         for listen in config.listen:
-            try_address(listen.address)  # SO_REUSEPORT would share the port with another service of ours
+            if not given.tcp.get(listen.address):
+                try_address(listen.address)  # SO_REUSEPORT would share the port with another service of ours
         rows = []
         for _ in range(config.workers):
-            row = [_tcp(listen.address, alone=False) for listen in config.listen]
+            row = [given.take(listen.address) or _tcp(listen.address, alone=False) for listen in config.listen]
             bound += row
             rows.append(row)
-        admin = _tcp(config.admin.listen, alone=True)
+        admin = given.take(config.admin.listen) or _tcp(config.admin.listen, alone=True)
         bound.append(admin)
         kinds: tuple[Kind, ...] = ("queue", "signer", "control") if config.signs else ("queue", "control")
-        return Sockets(rows, admin, {kind: _unix(config, kind) for kind in kinds})
+        return Sockets(rows, admin, {kind: given.unix.get(kind) or _unix(config, kind) for kind in kinds})
     except LayoutError:
         for sock in bound:
             sock.close()

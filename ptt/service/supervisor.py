@@ -11,7 +11,6 @@ import contextlib
 import os
 import selectors
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,11 +22,14 @@ from ptt_queue.errors import QueueError
 import ptt
 from ptt.config import Config, ConfigError, load
 from ptt.log import Log
-from ptt.service import layout, state
+from ptt.service import handover, layout, state
 from ptt.service.locks import RunningError, take_locks
+from ptt.service.logfiles import log_files
+from ptt.service.notify import Notify
 from ptt.service.privileges import KINDS, UserError, account_of
 from ptt.service.processes import STOP_ORDER, Spec, environment, next_delay, specs, stop_seconds
 from ptt.service.renewal import Renewal
+from ptt.service.running import Adopted, Running
 from ptt.service.watchdog import STUCK_SECONDS, Watchdog
 from ptt.submission import census
 
@@ -35,53 +37,7 @@ WRONG_USAGE = 2
 WRITE_SECONDS = 1.0  # supervisor.json is at most so old
 TICK_SECONDS = 0.5
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
-
-class Running:
-    """One process and its history."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self.process: subprocess.Popen[bytes] | None = None
-        self.ready_fd = -1
-        self.ready = False
-        self.restarts = 0
-        self.started_ms = 0
-        self.started = 0.0
-        self.delay = 0.0
-        self.due: float | None = 0.0  # monotonic time of the next start; None while it runs
-
-    def start(self, parent: int, env: dict[str, str], inherited: int) -> int:
-        """Execute it. Returns the descriptor on which it says that it is ready. Raises OSError."""
-        self.ready_fd, theirs = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.spec.arguments, "--ready-fd", str(theirs), "--parent", str(parent)],
-                pass_fds=(*self.spec.fds, theirs, inherited),
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # nothing but "ptt: ready" goes to our standard output
-                env=env,
-                cwd="/",
-                process_group=0,  # Ctrl-C reaches the supervisor alone, which stops the others in order
-            )
-        except BaseException:
-            self.closed()
-            raise
-        finally:
-            os.close(theirs)
-        os.set_blocking(self.ready_fd, False)
-        self.started, self.started_ms, self.due, self.ready = time.monotonic(), int(time.time() * 1000), None, False
-        return self.ready_fd
-
-    def closed(self) -> None:
-        if self.ready_fd >= 0:
-            os.close(self.ready_fd)
-            self.ready_fd = -1
-
-    def signal(self, number: int) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)  # does nothing when the process was reaped
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 
 
 class Supervisor:
@@ -94,13 +50,17 @@ class Supervisor:
         planned: list[Spec],
         sockets: layout.Sockets,
         log: Log,
-        children_lock: int,
+        locks: tuple[int, int],
         counts: int,
+        former: list[Adopted],
     ) -> None:
         self.config = config
         self.sockets = sockets
         self.log = log
-        self.children_lock = children_lock
+        self.locks = locks
+        self.children_lock = locks[1]
+        self.former = former  # what ran before an upgrade in place
+        self.notify = Notify()
         self.counts = counts  # the workers' memory of who is connected
         self.running = [Running(spec) for spec in planned]
         self.started_ms = int(time.time() * 1000)
@@ -119,9 +79,11 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, keep it running until a signal, stop it. Returns the exit code."""
         self._catch_signals()
+        self._replace_former()
         self.watchdog.start()
         try:
             while not self.stopping:
+                self.notify.alive()
                 self._start_due()
                 self._wait(self._timeout())
                 self._reap()
@@ -143,6 +105,19 @@ class Supervisor:
         self.selector.register(reader, selectors.EVENT_READ)
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # an upgrade in place blocked them
+
+    def _replace_former(self) -> None:
+        """After an upgrade: the processes that own something end before their replacements start, workers drain beside
+        theirs. Their sockets are ours, so what connects meanwhile waits.
+        """
+        for kind in reversed(STOP_ORDER):
+            for one in self.former:
+                if one.kind == kind:
+                    one.stop(stop_seconds(kind, self.config))
+            while kind != "worker" and any(one.kind == kind and not one.ended() for one in self.former):
+                time.sleep(0.01)
+        self.former = [one for one in self.former if one.kind == "worker"]
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGCHLD:
@@ -175,7 +150,7 @@ class Supervisor:
         for running in self.running:
             if running.due is not None and running.due <= now:
                 try:
-                    fd = running.start(os.getpid(), self.env, self.children_lock)
+                    fd = running.start(os.getpid(), self.env, self.children_lock, bool(self.config.log.deliveries))
                 except OSError as e:  # no memory, no descriptors: tried again like a process that died
                     self._later(running, 0.0)
                     self.log.error("cannot start", child=running.spec.name, reason=str(e))
@@ -189,6 +164,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Notice what has ended, and say when it is started again."""
+        self.former = [one for one in self.former if not one.ended()]
         for running in self.running:
             if running.process is None or (code := running.process.poll()) is None:
                 continue
@@ -223,13 +199,24 @@ class Supervisor:
         while self.wanted:
             number = self.wanted.pop(0)
             if number == signal.SIGHUP:
-                self.log.event("reload")
-                for running in self.running:
-                    if running.spec.kind in ("control", "worker"):
-                        running.signal(signal.SIGHUP)
+                self._reload()
+            elif number == signal.SIGUSR2:
+                self._upgrade()
             elif number in (signal.SIGTERM, signal.SIGINT):
                 self.stopping = True
                 return
+
+    def _reload(self) -> None:
+        self.notify.reloading()
+        try:
+            files = log_files(self.config)
+        except OSError as e:
+            files = []
+            self.log.error("log not opened again", reason=str(e))
+        self.log.event("reload")
+        for running in self.running:
+            running.reload(files)
+        self.notify.ready()
 
     def _announce(self) -> None:
         if not self.announced and all(running.ready for running in self.running):
@@ -237,12 +224,31 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 sys.stdout.write("ptt: ready\n")
                 sys.stdout.flush()
+            self.notify.ready()
+
+    def _upgrade(self) -> None:
+        """Execute the program anew in this process, with the sockets and the locks. Returns if that cannot be."""
+        if wrong := handover.trial(self.env):
+            self.log.error("upgrade refused", reason=wrong)
+            return
+        self.log.event("upgrade")
+        self.notify.reloading()
+        state.remove(self.config)  # what it says of the processes is not true until the new ones run
+        children = [(r.spec.name, r.spec.kind, r.process.pid) for r in self.running if r.process is not None]
+        children += [(one.name, one.kind, one.pid) for one in self.former]
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # those that come wait for the new program
+        try:
+            handover.execute(handover.pack(self.config, self.sockets, self.locks, children))
+        except OSError as e:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            self.log.error("upgrade refused", reason=str(e))
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def _stop(self) -> int:
         """End the processes kind by kind; a second signal, or time, kills what is left."""
         self.log.event("stopping")
+        self.notify.stopping()
         self.watchdog.stop()
         self._write_state()
         self.sockets.close()  # the workers have theirs; nobody waits in ours for a replacement that will not come
@@ -315,28 +321,28 @@ def queue_question(config: Config) -> Callable[[], bool]:
 # -- start ---------------------------------------------------------------------------------------------------------
 
 
-def _log_to_file(config: Config) -> None:
-    """Let standard error, ours and the processes', be the log file."""
-    fd = os.open(config.log.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-    os.dup2(fd, 2)
-    os.close(fd)
+def serve(config: Config, file: str, takeover: int = -1) -> int:
+    """Run the service until it is told to stop. Returns the exit code. Raises RunningError, LayoutError, UserError.
 
-
-def serve(config: Config, file: str) -> int:
-    """Run the service until it is told to stop. Returns the exit code. Raises RunningError, LayoutError, UserError."""
+    ``takeover``: the descriptor in which the program that this one replaces says what it hands over.
+    """
     for kind in KINDS:
         account_of(kind, config)  # all users exist, before anything starts
     layout.make_directories(config)
-    locks = take_locks(config)
+    if takeover >= 0:
+        taken = handover.take(takeover)
+    else:
+        taken = handover.Taken(handover.activated(config), take_locks(config), [])
+    locks = taken.locks
     layout.reserve_key_state(config)
-    sockets = layout.bind_all(config)
-    if config.log.file:
-        _log_to_file(config)
+    sockets = layout.bind_all(config, taken.given)
+    log_files(config)
     log = Log("supervisor", config.log.level)
     log.event("start", version=ptt.__version__, role=config.role, workers=config.workers, pid=os.getpid())
     counts = census.make(config.workers)
     try:
-        return Supervisor(config, file, specs(config, file, sockets, counts), sockets, log, locks[1], counts).run()
+        planned = specs(config, file, sockets, counts)
+        return Supervisor(config, file, planned, sockets, log, locks, counts, taken.former).run()
     finally:
         for fd in (*locks, counts):
             os.close(fd)
@@ -349,10 +355,13 @@ def main() -> None:
     parser.add_argument("--config", metavar="FILE", default=default, help="the configuration (default: %(default)s)")
     parser.add_argument("--pool", metavar="N", type=int, help="number of workers (0: one for each core)")
     parser.add_argument("--role", choices=("all", "submission", "signer", "relay"), help="what this host does")
+    parser.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)  # before an upgrade in place
+    parser.add_argument("--takeover", type=int, default=-1, help=argparse.SUPPRESS)
     found = parser.parse_args()
     file = os.path.abspath(found.config)
     try:
-        code = serve(load(file, role=found.role, pool=found.pool), file)
+        config = load(file, role=found.role, pool=found.pool)
+        code = 0 if found.trial else serve(config, file, found.takeover)
     except ConfigError as e:
         sys.stderr.write(f"{e}\n")
         code = WRONG_USAGE

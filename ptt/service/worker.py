@@ -117,6 +117,7 @@ class Worker:
         self.spool.close()
 
     def _reload(self) -> None:
+        self.child.reopen()
         try:
             self.contexts.reload()
             self.relay.reload()
