@@ -5,6 +5,8 @@ The decisions; connections and log lines are the business of the relay that it i
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -23,6 +25,10 @@ from ptt.smtp.capabilities import Capabilities
 from ptt.smtp.params import NO_RCPT_PARAMS
 
 MAX_CONNECTS = 5  # of one attempt: five dead addresses cost 150 s; Postfix (smtp_mx_address_limit) has five too
+TALK_SECONDS = 900.0
+"""That one attempt may last before a final dot, with all hosts: three commands of RFC 5321 4.5.3.2 that take their 5
+minutes each. A peer that answers each just in time holds a place among the deliveries for so long and no longer."""
+
 MAX_SESSIONS = 2  # of one attempt: hosts that answered and deferred; Postfix (smtp_mx_session_limit) has two too
 
 Wanted = tuple[int, Recipient]
@@ -38,6 +44,7 @@ class Job(NamedTuple):
     content: Sequence[bytes]
     size: int
     before_final_dot: Callable[[], None]
+    until: float = math.inf  # when the last envelope must be through, in seconds of time.monotonic()
 
 
 class Tried(NamedTuple):
@@ -63,6 +70,7 @@ class Hands(NamedTuple):
 def attempt(route: Route, job: Job, recipients: Sequence[Wanted], hands: Hands) -> Outcomes:
     """The outcome of each recipient."""
     outcomes: Outcomes = {}
+    job = job._replace(until=time.monotonic() + TALK_SECONDS)
     connects = sessions = 0
     tried: set[tuple[str, int]] = set()
     if (reused := hands.reuse(route, job, recipients)) is not None:
@@ -70,10 +78,10 @@ def attempt(route: Route, job: Job, recipients: Sequence[Wanted], hands: Hands) 
         tried.add((target.ip, target.port))
         sessions = 1
     reasons: list[Deferred | Failed] = []
-    targets = hands.targets(route)
+    targets = (t._replace(until=job.until) if isinstance(t, Target) else t for t in hands.targets(route))
     while (left := unsettled(recipients, outcomes)) and connects < MAX_CONNECTS and sessions < MAX_SESSIONS:
         found = next(targets, None)
-        if found is None:
+        if found is None or (connects and time.monotonic() >= job.until):
             break
         if not isinstance(found, Target):
             reasons.append(found)

@@ -17,7 +17,7 @@ import gevent
 
 from ptt.net.stream import StreamError, TlsFailed
 from ptt.relay.outcome import Deferred, of_error
-from ptt.relay.session import OPENING_WAITS, Connection, NoSession
+from ptt.relay.session import Connection, NoSession, opening_left
 from ptt.smtp import ProtocolError
 from ptt.smtp.events import AuthDone, Closed
 from ptt.smtp.sasl import MAX_CREDENTIAL, Secret
@@ -67,8 +67,7 @@ def log_in(connection: Connection, directory: str, name: str) -> None:
         login = pool.apply(read, (directory, name))
         client = connection.client
         client.auth(login.user, login.password, derive=lambda *given: bytes(pool.apply(derive, given)))
-        timeout = connection.settings.command_seconds
-        event = connection.next_event(timeout, OPENING_WAITS * timeout)
+        event = connection.next_event(connection.settings.command_seconds, opening_left(connection))
     except Unusable as e:
         raise NoSession(Deferred(str(e), "AUTH", peer, "4.3.5")) from e
     except ValueError as e:

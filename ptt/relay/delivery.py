@@ -289,7 +289,7 @@ class Relay:
         peer = connection.target.peer
         try:
             message, outcomes = compose(job, wanted, connection.client.capabilities, route.policy.internal, peer)
-            sent = None if message is None else connection.send(message, job.before_final_dot)
+            sent = None if message is None else connection.send(message, job.before_final_dot, job.until)
         except UnsendableAddress as e:
             connection.close()
             return {item: Failed(str(e), "MAIL", peer, "5.1.3") for item, _ in wanted}, False

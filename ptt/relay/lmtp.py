@@ -29,7 +29,7 @@ def deliver(stream: Stream, peer: str, job: Job, wanted: Sequence[Wanted], ehlo:
 
     Never raises for what the peer does.
     """
-    dialog = _Dialog(stream, peer, settings)
+    dialog = _Dialog(stream, peer, settings, job.until)
     outcomes: Outcomes = {}
     try:
         refusal = dialog.open(ehlo)
@@ -52,10 +52,11 @@ def deliver(stream: Stream, peer: str, job: Job, wanted: Sequence[Wanted], ehlo:
 
 
 class _Dialog:
-    def __init__(self, stream: Stream, peer: str, settings: Settings) -> None:
+    def __init__(self, stream: Stream, peer: str, settings: Settings, until: float) -> None:
         self.stream = stream
         self.peer = peer
         self.settings = settings
+        self.until = until
         self.offered: Capabilities = NOTHING_OFFERED
         self.phase = "greeting"
         self.final_dot = False
@@ -64,7 +65,7 @@ class _Dialog:
     def open(self, ehlo: str) -> Deferred | None:
         """Greeting and LHLO. The reason why the server does not want us, or None. Raises StreamError, ProtocolError."""
         timeout = self.settings.command_seconds
-        deadline = time.monotonic() + OPENING_WAITS * timeout
+        deadline = min(self.until, time.monotonic() + OPENING_WAITS * timeout)
         for phase, command in (("greeting", b""), ("LHLO", f"LHLO {ehlo}\r\n".encode())):
             self.phase = phase
             if command:
@@ -100,7 +101,7 @@ class _Dialog:
         """The recipients that the server is to get the content for. Raises StreamError, ProtocolError."""
         commands = transaction_commands(message.sender, message.recipients, message.mail, message.rcpt, self.offered)
         timeout = self.settings.command_seconds
-        deadline = time.monotonic() + ENVELOPE_WAITS * timeout
+        deadline = min(self.until, time.monotonic() + ENVELOPE_WAITS * timeout)
         accepted: list[int] = []
         self.phase = "MAIL"
         for command, item in zip(commands, [0, *items], strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from ptt.smtp import (
 from ptt.smtp.client import ClientSession
 
 OPENING_WAITS = 2
-"""The greeting and EHLO together may take so many times the time-out of a command: a peer that drips gains no more."""
+"""All until a message can be sent may take so many times the time-out of a command: a peer that drips gains no more."""
 
 ENVELOPE_WAITS = 3
 """As above for MAIL, up to 100 RCPT and DATA."""
@@ -59,6 +60,7 @@ class Target(NamedTuple):
     ip: str
     port: int
     behind: tuple[str, ...] = ()  # further addresses of the host, to be tried while this one does not answer
+    until: float = math.inf  # when a session must be open, in seconds of time.monotonic()
 
     @property
     def peer(self) -> str:
@@ -150,14 +152,17 @@ class Connection:
         offered = self.client.capabilities
         return (offered.limits.rcptmax or 0) if "LIMITS" in offered else 0
 
-    def send(self, message: Message, before_final_dot: Callable[[], None]) -> Sent:
-        """One transaction. Never raises StreamError or ProtocolError; UnsendableAddress."""
+    def send(self, message: Message, before_final_dot: Callable[[], None], until: float = math.inf) -> Sent:
+        """One transaction. ``until``: when the envelope must be through, in seconds of time.monotonic().
+
+        Never raises StreamError or ProtocolError; UnsendableAddress.
+        """
         client = self.client
         client.send_message(message.sender, message.recipients, message.content, message.mail, message.rcpt)
         error: StreamError | ProtocolError | None = None
         event: ClientEvent | None = None
         try:
-            event = self._transaction(message.size, before_final_dot)
+            event = self._transaction(message.size, before_final_dot, until)
         except (StreamError, ProtocolError) as e:
             error = e
         reused = self.messages > 0
@@ -193,9 +198,12 @@ class Connection:
         if self.released is not None:
             self.released()
 
-    def _transaction(self, size: int, before_final_dot: Callable[[], None]) -> ClientEvent:
+    def _transaction(self, size: int, before_final_dot: Callable[[], None], until: float) -> ClientEvent:
         settings = self.settings
-        event = self.next_event(settings.command_seconds, ENVELOPE_WAITS * settings.command_seconds)
+        limit = ENVELOPE_WAITS * settings.command_seconds
+        if until != math.inf:
+            limit = max(0.0, min(limit, until - time.monotonic()))
+        event = self.next_event(settings.command_seconds, limit)
         if not isinstance(event, FinalDot):
             return event
         if size > SMALL_MESSAGE:
@@ -225,7 +233,7 @@ class Connection:
             now = time.monotonic()
             if not deadline:
                 deadline = now + limit
-                client.receive_data(stream.read(MAX_READ, timeout))
+                client.receive_data(stream.read(MAX_READ, min(timeout, limit)))
             else:
                 client.receive_data(stream.read(MAX_READ, min(timeout, max(deadline - now, 0.0))))
 
@@ -264,6 +272,7 @@ def open_connection(
     Raises NoSession.
     """
     phase = "connect"
+    target = target._replace(until=min(target.until, time.monotonic() + OPENING_WAITS * settings.command_seconds))
     client = ClientSession(ehlo)
     stream = dialled
     try:
@@ -288,10 +297,14 @@ def open_connection(
     return connection
 
 
+def opening_left(connection: Connection) -> float:
+    """Seconds that the opening of a connection may still take."""
+    return max(0.0, connection.target.until - time.monotonic())
+
+
 def _hello(connection: Connection) -> None:
     """Wait until the session is ready. Raises NoSession when the peer does not want us."""
-    timeout = connection.settings.command_seconds
-    event = connection.next_event(timeout, OPENING_WAITS * timeout)
+    event = connection.next_event(connection.settings.command_seconds, opening_left(connection))
     if isinstance(event, Ready):
         return
     reply, phase = None, connection.client.phase
@@ -312,12 +325,13 @@ def _encrypt(connection: Connection, context: ssl.SSLContext, name: str) -> Conn
     """
     client, settings = connection.client, connection.settings
     client.start_tls()
-    event = connection.next_event(settings.command_seconds, OPENING_WAITS * settings.command_seconds)
+    event = connection.next_event(settings.command_seconds, opening_left(connection))
     if not isinstance(event, TlsReady):
         if isinstance(event, Closed):
             raise PeerClosed(event.reason)
         return connection  # TlsRefused: whether that will do is the caller's concern
-    stream = connection.stream.start_tls(context, settings.command_seconds, server_side=False, server_hostname=name)
+    timeout = min(settings.command_seconds, opening_left(connection))
+    stream = connection.stream.start_tls(context, timeout, server_side=False, server_hostname=name)
     try:
         client.tls_started()
         encrypted = Connection(connection.target, stream, client, settings)

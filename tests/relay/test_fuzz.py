@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from ptt.net.stream import ConnectFailed, PeerClosed, ReadTimeout, WriteTimeout
+from ptt.relay.attempt import TALK_SECONDS
 from ptt.relay.outcome import Deferred, Delivered, Failed, Outcome
 
 SECONDS = float(os.environ.get("PTT_FUZZ_SECONDS", "1.5"))
 COMMAND, FINAL, CONNECT = 300.0, 600.0, 30.0
-LONGEST = 2 * (CONNECT + (2 + 3) * COMMAND + FINAL + 1)  # of two hosts; opening, envelope, final dot
+LONGEST = TALK_SECONDS + CONNECT + 2 * FINAL + 10  # all hosts together; a final dot that is deferred, and one more
 NOISE = (
     b"250 ok\r\n",
     b"354 go\r\n",
@@ -76,6 +77,7 @@ class Wire:
         self.dots = 0
         self.good_after_dot = 0
         self.closed = False
+        self.pace = 0.0  # how much of each time-out a reply takes; 0: at random
 
     def write(self, data: bytes, timeout: float) -> None:
         assert not self.closed
@@ -119,6 +121,7 @@ class Wire:
     def read(self, most: int, timeout: float) -> bytes:
         assert not self.closed
         wait = self.rng.random() * timeout * (0.01 if self.rng.random() < self.sanity else 1.1)
+        wait = self.pace * timeout or wait
         self.clock.now += min(max(wait, 0.0), max(timeout, 0.0))
         if wait > timeout or (not self.said and self.rng.random() < 0.5):
             self.clock.now += max(timeout - wait, 0.0)
@@ -150,7 +153,7 @@ class Case(NamedTuple):
 
 
 @pytest.fixture
-def play(sender: Any, dns: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Case]:
+def play(sender: Any, dns: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Case]:
     clock, state = Clock(), {}
     dns.records["example.org"] = [(10, "a.example.org"), (20, "b.example.org")]
     dns.hosts |= {"a.example.org": ["127.0.0.1"], "b.example.org": ["127.0.0.2"]}
@@ -161,20 +164,21 @@ def play(sender: Any, dns: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[in
             clock.now += timeout
             raise ConnectFailed("no")
         state["wires"].append(Wire(rng, clock, rng.choice((0.2, 0.7, 0.95, 0.99)), state["lmtp"]))
+        state["wires"][-1].pace = state["pace"]
         return state["wires"][-1]
 
     for module in ("eyeballs", "session", "delivery"):
         monkeypatch.setattr(f"ptt.relay.{module}.connect", connect)
-    for module in ("session", "lmtp"):
+    for module in ("session", "lmtp", "attempt"):
         monkeypatch.setattr(f"ptt.relay.{module}.time", clock)
     waits = {"command_seconds": COMMAND, "final_dot_seconds": FINAL, "connect_seconds": CONNECT, "data_seconds": 180.0}
     lanes = {"lmtp.example": Lmtp()}
     relay = sender(tls="none", overrides=lanes.get, **waits)
     relay.relay.clock = clock
 
-    def once(seed: int) -> Case:
+    def once(seed: int, pace: float = 0.0) -> Case:
         rng = random.Random(seed)
-        state.update(rng=rng, wires=[], lmtp=rng.random() < 0.3)
+        state.update(rng=rng, pace=pace, wires=[], lmtp=rng.random() < 0.3)
         lane = "lmtp.example" if state["lmtp"] else "example.org"
         relay.relay.close()  # each case stands alone
         began, marks = clock.now, relay.marks
@@ -208,7 +212,7 @@ def judge(case: Case) -> None:
 
 
 @pytest.mark.slow
-def test_random_replies(play: Callable[[int], Case], rng: random.Random) -> None:
+def test_random_replies(play: Callable[..., Case], rng: random.Random) -> None:
     end, seen = time.monotonic() + SECONDS, {Delivered: 0, Deferred: 0, Failed: 0}
     while time.monotonic() < end or min(seen.values()) < 5:
         seed = rng.randrange(2**32)
@@ -222,7 +226,16 @@ def test_random_replies(play: Callable[[int], Case], rng: random.Random) -> None
             seen[type(outcome)] += 1
 
 
+def test_replies_that_come_just_in_time(play: Callable[..., Case]) -> None:
+    """Each takes nearly its 5 minutes, and the last one its 10: the place among the deliveries is free in half an hour."""
+    cases = [play(seed, 0.99) for seed in range(60)]
+    for case in cases:
+        judge(case)
+    assert max(case.seconds for case in cases) > COMMAND
+    assert all(case.seconds < 1800 for case in cases if sum(w.dots for w in case.wires) < 2)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_cases_repeat(seed: int, play: Callable[[int], Case]) -> None:
+def test_cases_repeat(seed: int, play: Callable[..., Case]) -> None:
     first, second = play(seed), play(seed)
     assert [type(o) for o in first.outcomes] == [type(o) for o in second.outcomes]
