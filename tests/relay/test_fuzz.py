@@ -227,7 +227,7 @@ def test_random_replies(play: Callable[..., Case], rng: random.Random) -> None:
 
 
 def test_replies_that_come_just_in_time(play: Callable[..., Case]) -> None:
-    """Each takes nearly its 5 minutes, and the last one its 10: the place among the deliveries is free in half an hour."""
+    """Each takes nearly its 5 minutes, and the last one its 10: the place is free again in half an hour."""
     cases = [play(seed, 0.99) for seed in range(60)]
     for case in cases:
         judge(case)
