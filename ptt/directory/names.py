@@ -21,7 +21,7 @@ _NOT_IN_FILES = frozenset('/*?|`$\\"<>:')  # a separator, or trouble in a shell 
 def fold_domain(domain: str) -> str:
     """A domain in lower case and ASCII form; one that has no ASCII form comes back in lower case."""
     lower = domain.lower().removesuffix(".")
-    if lower.isascii():
+    if lower.isascii() or len(lower) > MAX_DOMAIN_BYTES:  # its ASCII form is longer still; to find that out is slow
         return lower
     try:
         return lower.encode("idna").decode("ascii")
