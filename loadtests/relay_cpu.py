@@ -81,6 +81,9 @@ class Nothing:
     def txt(self, name: str) -> list[bytes]:
         return []
 
+    def ask_txt(self, name: str) -> None:
+        pass
+
     def answer(self, name: str, rdtype: object) -> Answer:
         return Answer([], False)
 

@@ -150,6 +150,10 @@ class Resolver:
         """Ask for what ``mx`` gives, without waiting for the answer. Nothing when too many questions are open."""
         self._ahead(name)
 
+    def ask_txt(self, name: str) -> None:
+        """As ``ask_mx``, for ``txt``."""
+        self._ahead(name, TXT)
+
     def addresses(self, host: str) -> list[str]:
         """Addresses of ``host``, IPv4 before IPv6, both looked up at once. Raises DnsError's kinds.
 
@@ -215,10 +219,10 @@ class Resolver:
     def _wait(self, waiting: _Outcome | gevent.event.AsyncResult) -> _Outcome:
         return waiting if isinstance(waiting, _Outcome) else cast(_Outcome, waiting.get())
 
-    def _ahead(self, name: str) -> _Outcome | gevent.event.AsyncResult | None:
-        """As ``_start`` for MX, but never waits for a place among the questions."""
-        key = (_canonical(name), MX)
-        return self._start(name, MX) if not self._pool.full() or key in self._flights else self._cache.get(key)
+    def _ahead(self, name: str, rdtype: RdataType = MX) -> _Outcome | gevent.event.AsyncResult | None:
+        """As ``_start``, but never waits for a place among the questions."""
+        key = (_canonical(name), rdtype)
+        return self._start(name, rdtype) if not self._pool.full() or key in self._flights else self._cache.get(key)
 
     def _start(self, name: str, rdtype: RdataType) -> _Outcome | gevent.event.AsyncResult:
         """The cached outcome, or the flight that will bring it: asks if nobody does."""

@@ -38,6 +38,8 @@ class Lookup(MxLookup, Protocol):
 
     def addresses_early(self, host: str) -> list[str]: ...
 
+    def ask_txt(self, name: str) -> None: ...
+
 
 class Route(NamedTuple):
     """Where a lane's mail goes: the hosts in the order to try them, and the name of the site that they are."""

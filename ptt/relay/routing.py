@@ -133,6 +133,8 @@ class Router:
         return self._smarthost(lane, override.host, level)
 
     def _mx(self, lane: str, level: str) -> Route | Deferred | Failed:
+        if self.config.relay.mta_sts and level != "none" and lane.isascii() and not lane.startswith("["):
+            self.lookup.ask_txt(f"_mta-sts.{lane}")  # at the same time as the MX records: no wait of its own
         found = mx.route(lane, self.lookup, self.own_names, self.rng)
         if not isinstance(found, mx.Route):
             return found

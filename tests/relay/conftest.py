@@ -154,6 +154,7 @@ class Dns:
         self.records: dict[str, list[tuple[int, str]] | type[DnsError]] = {}
         self.hosts: dict[str, list[str] | type[DnsError]] = {}
         self.asked: list[str] = []
+        self.ahead: list[str] = []
         self.texts: dict[str, list[bytes]] = {}
         self.answers: dict[tuple[str, str], Answer | type[DnsError]] = {}  # with what is said of DNSSEC
 
@@ -178,6 +179,9 @@ class Dns:
         if found is None:
             raise NoSuchDomain(name)
         return found
+
+    def ask_txt(self, name: str) -> None:
+        self.ahead.append(name)
 
     def answer(self, name: str, rdtype: RdataType) -> Answer:
         found: Any = self.answers.get((name, rdtype.name))

@@ -321,3 +321,22 @@ def test_policies_are_reloaded(make_peer: Any, sender: Any, world: World, monkey
     there.contents.clear()
     assert isinstance(relay.send()[0], Deferred)
     assert not there.contents
+
+
+@pytest.mark.parametrize(
+    ("settings", "lane", "asked"),
+    [
+        ({}, "example.org", ["_mta-sts.example.org"]),
+        ({"mta_sts": False}, "example.org", []),
+        ({"tls": "none"}, "example.org", []),
+        ({}, "[127.0.0.1]", []),
+    ],
+)
+def test_mta_sts_costs_no_wait(
+    settings: Any, lane: str, asked: list[str], dns: Any, make_peer: Any, sender: Any
+) -> None:
+    """Its record is asked for together with those of the MX; nothing is, where it cannot count."""
+    there = make_peer("plain")
+    assert isinstance(sender(there.port, **settings).send(lane=lane)[0], Delivered)
+    assert dns.ahead == asked
+    assert not [name for name in dns.asked if name.startswith("mta-sts.")]
