@@ -3,9 +3,13 @@
 The path is the real one: ``ptt.signer.stage`` in this process (canonicalise, hash, request over the Unix socket,
 finished field), and real key processes. CPU is the time of this process and of the key processes on the
 processor, from the kernel. The bare figure is ``cryptography``'s signature of 1 KiB, taken in turns with the path.
-Prints one JSON object::
+
+With ``--all`` the pool does nothing else: so many workers and key processes as there are cores sign messages of 4 KiB,
+against what ``openssl speed rsa2048`` says of all cores just before; the same with Ed25519; and dkimpy signs the same
+message. Prints one JSON object::
 
     python loadtests/sign_bench.py [--messages 4000] [--concurrency 16] [--processes 1] [--algorithm rsa2048]
+    python loadtests/sign_bench.py --all [--seconds 10] [--workers N] [--processes N]
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import statistics
@@ -28,7 +33,7 @@ from typing import NamedTuple
 
 import dkim
 import gevent
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from ptt.config import Config, load
@@ -173,13 +178,100 @@ def check(signing: stage.Signing, record: str) -> None:
         raise SystemExit("dkimpy does not verify what was signed")
 
 
+def openssl_speed(algorithm: str, cores: int, seconds: int) -> float:
+    """Signatures per second of so many cores together, as OpenSSL's own benchmark counts them."""
+    command = ["openssl", "speed", "-seconds", str(seconds), "-multi", str(cores), algorithm]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    line = next(line for line in reversed(output.splitlines()) if re.search(r"\d+ bits", line))
+    times = [float(word.removesuffix("s")) for word in line.split("bits")[1].split(")")[-1].split()]
+    return times[-2]  # sign, verify, sign/s, verify/s
+
+
+def pool(algorithm: str, workers: int, processes: int, seconds: float, concurrency: int) -> dict[str, float]:
+    """Messages per second of workers and key processes that do nothing else, one pool for all."""
+    with service(processes, algorithm) as (config, pids):
+        command = [sys.executable, __file__, "--worker", str(pathlib.Path(config.run).parent / "ptt.toml")]
+        command += ["--seconds", str(seconds), "--concurrency", str(concurrency)]
+        before = sum(map(cpu_of, pids))
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(workers)]
+        told = [one.communicate(timeout=seconds + 60)[0].split() for one in running]
+        keys = sum(map(cpu_of, pids)) - before
+    made = sum(int(count) for count, _ in told)
+    cpu = keys * made / (made + workers * WARM_UP) + sum(float(used) for _, used in told)
+    return {
+        "workers": workers,
+        "processes": processes,
+        "messages_per_second": round(made / seconds, 1),
+        "cpu_us_per_message": round(cpu / made * 1e6, 1),
+    }
+
+
+def worker(file: str, seconds: float, concurrency: int) -> tuple[int, float]:
+    """One worker of the pool: how many messages of 4 KiB it had signed, and its own time on the processor, seconds."""
+    signing = stage.build(load(file))
+    body = message(SIZES[0])
+    envelope = Envelope(sender=f"alice@{DOMAIN}", received=0, signing_domain=DOMAIN)
+    run(signing, [], body, WARM_UP, concurrency)
+    end, made, own = time.monotonic() + seconds, 0, time.process_time()
+
+    def some() -> None:
+        nonlocal made
+        while time.monotonic() < end:
+            if not isinstance(signing.sign(envelope, "bench", body), stage.Signed):
+                raise RuntimeError("not signed")
+            made += 1
+
+    gevent.joinall([gevent.spawn(some) for _ in range(concurrency)], raise_error=True)
+    return made, time.process_time() - own
+
+
+def dkimpy_cpu(seconds: float) -> float:
+    """CPU microseconds for which dkimpy signs a message of 4 KiB."""
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    body, made, began = message(SIZES[0]), 0, time.process_time()
+    while time.process_time() - began < seconds:
+        dkim.sign(body, b"bench", DOMAIN.encode(), pem)
+        made += 1
+    return (time.process_time() - began) / made * 1e6
+
+
+def everything(options: argparse.Namespace) -> dict[str, object]:
+    """The pool against OpenSSL and dkimpy."""
+    cores = os.cpu_count() or 1
+    speed = openssl_speed("rsa2048", cores, 5)
+    workers, processes = options.workers or cores, options.processes if options.processes > 1 else cores
+    rsa_pool = pool("rsa2048", workers, processes, options.seconds, options.concurrency)
+    reference = dkimpy_cpu(options.seconds / 2)
+    return {
+        "cores": cores,
+        "openssl_speed_rsa2048_all_cores": speed,
+        "rsa2048": {**rsa_pool, "share_of_openssl": round(rsa_pool["messages_per_second"] / speed, 3)},
+        "ed25519": pool("ed25519", workers, processes, options.seconds, options.concurrency),
+        "dkimpy_cpu_us_per_message": round(reference, 1),
+        "times_dkimpy": round(reference / rsa_pool["cpu_us_per_message"], 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=4000)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--algorithm", default="rsa2048", choices=["rsa2048", "rsa3072", "rsa4096", "ed25519"])
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.worker:
+        print(*worker(options.worker, options.seconds, options.concurrency))
+        return
+    if options.all:
+        print(json.dumps(everything(options), indent=1))
+        return
     with service(options.processes, options.algorithm) as (config, pids):
         signing = stage.build(config)
         results = [compare(signing, pids, message(size), options) for size in SIZES]
