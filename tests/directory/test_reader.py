@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ptt.directory.reader import POINTER, Snapshot
+from ptt.directory.reader import FORMAT, POINTER, Snapshot
 
 
 def test_before_the_first_commit_nothing_is_found(tmp_path: pathlib.Path) -> None:
@@ -138,7 +138,13 @@ def test_a_pointer_that_cannot_be_used_changes_nothing(base: Any) -> None:
     snapshot = base.snapshot()
     pointer = pathlib.Path(base.config.directory.snapshots) / POINTER
     good = pointer.read_bytes()
-    for bad in (b"", b"{", good.replace(b'"format":2', b'"format":1'), good.replace(b'.mdb"', b'.gone"'), b"x" * 9999):
+    for bad in (
+        b"",
+        b"{",
+        good.replace(b'"format":%d' % FORMAT, b'"format":1'),
+        good.replace(b'.mdb"', b'.gone"'),
+        b"x" * 9999,
+    ):
         aside = pointer.with_name("aside")
         aside.write_bytes(bad)
         os.replace(aside, pointer)
@@ -159,7 +165,7 @@ def test_a_damaged_file_changes_nothing(base: Any) -> None:
     pointer = pathlib.Path(base.config.directory.snapshots) / POINTER
     (pointer.parent / "bad.mdb").write_bytes(b"no database" * 1000)
     aside = pointer.with_name("aside")
-    aside.write_text(f'{{"format":2,"commit":"{"1" * 40}","file":"bad.mdb"}}')
+    aside.write_text(f'{{"format":{FORMAT},"commit":"{"1" * 40}","file":"bad.mdb"}}')
     os.replace(aside, pointer)
     assert not snapshot.refresh()
     assert "bad.mdb cannot be opened" in snapshot.problem
