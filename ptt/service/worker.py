@@ -59,7 +59,7 @@ class Worker:
         self.pipeline = Pipeline(
             config,
             self.spool,
-            build_signing(config, self.snapshot.rules) if config.signs else None,
+            build_signing(config, self.snapshot.rules, resolver.txt) if config.signs else None,
             self.relay,
             log,
             self.counters,

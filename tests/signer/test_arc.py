@@ -20,7 +20,7 @@ from ptt.dkim.rules import DEFAULT, Rules
 from ptt.dns.resolver import NoSuchDomain, TemporaryFailure
 from ptt.message import Envelope
 from ptt.net.rpc import RpcUnavailable
-from ptt.signer import chain, keystore
+from ptt.signer import chain, keystore, stage
 from ptt.signer.client import Request
 from ptt.signer.keystore import Keystore
 from ptt.signer.stage import Signed, Signing, Wait
@@ -217,6 +217,21 @@ def test_no_fifty_first_set(bench: Bench) -> None:
     full = b"".join(b"ARC-Seal: i=%d; cv=pass; a=rsa-sha256; d=x.example; s=s; b=\r\n" % n for n in range(1, 51))
     assert bench.signed(full + MESSAGE).startswith(b"DKIM-Signature:")
     assert bench.signed(full.replace(b"i=50;", b"i=999;") + MESSAGE).startswith(b"DKIM-Signature:")
+
+
+@pytest.mark.slow
+def test_a_real_key_process_signs_it(service: Any) -> None:
+    key = service.key(algorithm="rsa2048")
+    service.publish()
+    service.start()
+    signing = stage.build(service.config, lambda _domain: Rules(arc="beside"), lambda _name: [key.record.encode()])
+    message = MESSAGE
+    for status in (b"cv=none", b"cv=pass"):
+        found = signing.sign(RELAYED, "id1", message)
+        assert isinstance(found, Signed)
+        assert status in found.prefix
+        message = found.prefix + message
+    assert dkim.ARC(message).verify(lambda name, timeout=5: key.record.encode())[0] == dkim.CV_Pass
 
 
 # -- what a key process signs ------------------------------------------------------------------------------
