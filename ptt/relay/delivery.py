@@ -232,7 +232,7 @@ class Relay:
                 if not e.tls_failed or weaker == len(uses):
                     self.encryption.failed(e.tls_failed)
                     raise
-                failed, stream = f"in clear: {e.outcome.text}", None
+                failed, stream = f"in clear: {e.outcome.text}"[:200], None
                 event = "TLS failed, going on without" if uses[weaker].context is None else "MTA-STS testing failed"
                 self.log.warning(event, peer=target.peer, reason=e.outcome.text)
             else:

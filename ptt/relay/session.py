@@ -350,7 +350,8 @@ def _judge(connection: Connection, use: TlsUse) -> None:
         offered = connection.client.capabilities.starttls
         why = "refuses STARTTLS" if offered else "does not offer STARTTLS"
         if use.required:
-            raise TlsFailed(f"{peer} {why}, and TLS is required ({use.mode})")
+            because = "it had TLS within the last day" if use.mode == "opportunistic" else use.mode
+            raise TlsFailed(f"{peer} {why}, and TLS is required ({because})")
         if use.context is not None:
             connection.tls_mode, connection.tls_why = "clear", f"in clear: the peer {why}"
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import pathlib
+import re
 import ssl
 import warnings
 from collections.abc import Callable
@@ -240,7 +241,7 @@ def test_a_host_that_had_tls_gets_nothing_in_clear(make_peer: Any, sender: Any) 
     there.plans = [{"EHLO": b"250 peer\r\n"}]  # as if somebody took STARTTLS out of it
     (outcome,) = relay.send()
     assert isinstance(outcome, Deferred)
-    assert "does not offer STARTTLS" in outcome.text
+    assert outcome.text.endswith("does not offer STARTTLS, and TLS is required (it had TLS within the last day)")
     assert isinstance(sender(there.port).send()[0], Delivered)  # another process has no memory of it
 
 
@@ -340,3 +341,21 @@ def test_mta_sts_costs_no_wait(
     assert isinstance(sender(there.port, **settings).send(lane=lane)[0], Delivered)
     assert dns.ahead == asked
     assert not [name for name in dns.asked if name.startswith("mta-sts.")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("good", r"TLSv1\.3 \S+ \(opportunistic\)"),
+        ("plain", "in clear: the peer does not offer STARTTLS"),
+        ("refuses", "in clear: the peer refuses STARTTLS"),
+        ("cut", "in clear: TLS with 127.* failed: .+"),
+    ],
+)
+def test_the_operator_is_told(kind: str, shown: str, make_peer: Any, sender: Any) -> None:
+    """What is kept with a message that waits, for ``ptt queue why``."""
+    there = make_peer(kind)
+    there.plans[0]["RCPT"] = b"450 4.2.1 later\r\n"
+    (outcome,) = sender(there.port).send()
+    assert isinstance(outcome, Deferred)
+    assert re.fullmatch(shown, outcome.tls)
