@@ -23,13 +23,15 @@ import threading
 import time
 from collections import Counter
 
-from ptt.cli.sandbox import USER, Sandbox
+from ptt.cli.sandbox import USER, Sandbox, SandboxError
 
 TOKEN = re.compile(rb"^X-Token: (\S+)\r?$", re.M)
 QUEUE_ID = re.compile(rb"\(PTT\) with \S+ id (\S+?)[;\s]", re.M)
 CLIENTS = 6
 MESSAGES_PER_CONNECTION = 25
 QUIET_SECONDS = 90.0
+PORT_SECONDS = 60.0
+PORT_TAKEN = re.compile("another program listens there")
 KINDS = ("worker", "queue", "signer", "control", "supervisor")
 
 
@@ -93,7 +95,19 @@ def kill_one(sandbox: Sandbox, rng: random.Random, killed: Counter[str]) -> None
         os.kill(rng.choice(candidates), signal.SIGKILL)
         killed[kind] += 1
     if kind == "supervisor":
-        sandbox.restart_service()
+        restart(sandbox)
+
+
+def restart(sandbox: Sandbox) -> None:
+    """Start the service again. While it was gone one of its ports may have become some client's own for a moment."""
+    deadline = time.monotonic() + PORT_SECONDS
+    while True:
+        try:
+            return sandbox.restart_service()
+        except SandboxError:
+            if not PORT_TAKEN.search(sandbox.log.read_text()[-300:]) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def announced(sandbox: Sandbox) -> set[str]:
