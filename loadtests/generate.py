@@ -31,6 +31,7 @@ class Generator:
         self.options = options
         self.host, self.port = split_address(options.to)
         self.left = options.messages
+        self.until = time.monotonic() + options.seconds if options.seconds else float("inf")
         self.accepted = 0
         self.refused = 0
         self.latencies: list[float] = []
@@ -48,12 +49,16 @@ class Generator:
         pool.join()
 
     def client(self) -> None:
-        while self.left > 0:
+        while self.left > 0 and time.monotonic() < self.until:
             try:
                 self.connection()
             except (StreamError, ProtocolError) as e:
-                self.refused += 1
-                print(f"generate: {e}", file=sys.stderr)
+                self.refuse(str(e))
+
+    def refuse(self, why: str) -> None:
+        self.refused += 1
+        if not self.options.quiet:
+            print(f"generate: {why}", file=sys.stderr)
 
     def connection(self) -> None:
         stream = connect(self.host, self.port, TIMEOUT)
@@ -87,7 +92,7 @@ class Generator:
             stream.close()
 
     def next(self, smtp: ClientSession) -> bool:
-        if self.left <= 0:
+        if self.left <= 0 or time.monotonic() >= self.until:
             return False
         self.left -= 1
         domain = f"dest{self.left % self.options.recipient_domains}.example"
@@ -99,8 +104,7 @@ class Generator:
             self.accepted += 1
             self.latencies.append(time.monotonic() - began)
         else:
-            self.refused += 1
-            print(f"generate: {event.results[0].reply}", file=sys.stderr)
+            self.refuse(str(event.results[0].reply))
 
 
 def main() -> None:
@@ -111,6 +115,8 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=50)
     parser.add_argument("--keep", action="store_true", help="many messages a connection")
     parser.add_argument("--recipient-domains", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.0, help="end after this time; 0: after the messages")
+    parser.add_argument("--quiet", action="store_true", help="count refusals, do not print them")
     parser.add_argument("--sender", default="bench@sender.example")
     parser.add_argument("--tls", choices=["implicit"])
     parser.add_argument("--ca")
