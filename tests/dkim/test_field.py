@@ -1,8 +1,6 @@
 """The DKIM-Signature field: RFC 8463's example, verification by dkimpy and OpenDKIM, and what is refused."""
 
 import base64
-import pathlib
-import subprocess
 from collections.abc import Callable
 
 import dkim
@@ -201,25 +199,6 @@ def test_rfc_8463_example(corpus: dict[str, bytes]) -> None:
 
 
 Verify = Callable[[str, bytes], bool]
-
-
-@pytest.fixture
-def opendkim(program: Callable[[str], str], tmp_path: pathlib.Path) -> Verify:
-    """OpenDKIM's own filter in its test mode, with the key's record from a file in place of DNS."""
-    path = program("opendkim")
-
-    def verify(record: str, message: bytes) -> bool:
-        (tmp_path / "zone").write_text(f"{SELECTOR}._domainkey.{DOMAIN} {record}\n")
-        (tmp_path / "conf").write_text(f"Mode v\nTestDNSData file:{tmp_path}/zone\nSyslog no\n")
-        (tmp_path / "message").write_bytes(message)
-        command = [path, "-x", f"{tmp_path}/conf", "-t", f"{tmp_path}/message", "-vv"]
-        run = subprocess.run(command, capture_output=True, timeout=20)
-        output = run.stdout + run.stderr
-        good = b"verification (s=s1, d=example.org" in output and b"succeeded" in output
-        assert good or b"dkim=fail" in output, output
-        return good
-
-    return verify
 
 
 @pytest.mark.peer

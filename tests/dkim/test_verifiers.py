@@ -1,4 +1,4 @@
-"""Every form of our signatures, verified by dkimpy, rspamd and Perl's Mail::DKIM (OpenDKIM: test_field)."""
+"""Every form of our signatures, verified by dkimpy, rspamd, OpenDKIM and Perl's Mail::DKIM."""
 
 import base64
 import re
@@ -125,6 +125,17 @@ def test_rspamd(scanner: Any, signer: Keys, form: str) -> None:
         assert scanner.dkim(signer.sign(message, FORMS[form], "r2", "e1", "p1")) == all_three, name
     neither = [("example.org:s=e1", False), ("example.org:s=r2", False)]
     assert scanner.dkim(changed(signer.sign(SIMPLE, FORMS[form], "r2", "e1"))) == neither
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("selector", ["r2", "e1"])
+def test_opendkim(opendkim: Callable[..., bool], signer: Keys, form: str, selector: str) -> None:
+    """Its test mode hands fields on without the white space behind the colon: test_field has the other messages."""
+    signed = signer.sign(SIMPLE, FORMS[form], selector)
+    assert opendkim(signer.public[selector].record, signed, selector)
+    assert not opendkim(signer.public[selector].record, changed(signed), selector)
 
 
 @pytest.mark.slow
