@@ -42,7 +42,7 @@ def zones(corpus: dict[str, bytes]) -> dict[str, dict[str, str]]:
 
 @pytest.fixture
 def opendkim(program: Callable[[str], str], tmp_path: pathlib.Path) -> Callable[..., bool]:
-    """A function (record, message, selector, domain): does OpenDKIM's filter verify the signature, in its test mode, with
+    """A function (record, message, selector, domain): does OpenDKIM's filter verify the signature, in test mode, with
     the record from a file in place of DNS?
     """
     path = program("opendkim")
