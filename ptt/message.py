@@ -56,6 +56,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     sevenbit: bool = False  # converted to 7 bits: what is left of others, in header fields, goes as it is
     schedule: Schedule = AT_ONCE  # as the role before us had it: its expiry and priority
     return_path: str = ""  # what strangers are told in place of ``sender``: forwarded mail (SRS); "": the sender
+    verp: bool = False  # each recipient gets a copy of his own, whose sender names him
 
 
 ENVELOPE = msgspec.msgpack.Decoder(Envelope)

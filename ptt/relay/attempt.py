@@ -22,6 +22,7 @@ from ptt.relay.routing import Route, no_target
 from ptt.relay.session import Message, Target
 from ptt.smtp import MailParams, RcptParams
 from ptt.smtp.capabilities import Capabilities
+from ptt.smtp.grammar import MAX_LOCAL
 from ptt.smtp.params import NO_RCPT_PARAMS
 
 MAX_CONNECTS = 5  # of one attempt: five dead addresses cost 150 s; Postfix (smtp_mx_address_limit) has five too
@@ -144,6 +145,9 @@ def compose(
     if envelope.return_path and not to_role:  # reports of our own still go to the sender himself
         envelope = msgspec.structs.replace(envelope, sender=envelope.return_path)
         job = job._replace(envelope=envelope)
+    if envelope.verp and not to_role and len(wanted) == 1:
+        envelope = msgspec.structs.replace(envelope, sender=verp(envelope.sender, wanted[0][1].address))
+        job = job._replace(envelope=envelope)
     if (never := _unfit(job, offered, peer)) is not None:
         return None, {item: never for item, _ in wanted}
     sender, addressed, refused, international = _addresses(job, wanted, offered.smtputf8, peer)
@@ -159,6 +163,16 @@ def compose(
     )
     rcpt = [RcptParams(r.notify, encode_address(r.orcpt)) if r.notify or r.orcpt else NO_RCPT_PARAMS for r in addressed]
     return Message(sender, [r.address for r in addressed], job.content, mail, rcpt, job.size), refused
+
+
+def verp(sender: str, recipient: str) -> str:
+    """The variable envelope return path (D. J. Bernstein, 1997): anna@ours.example to bob@example.org is
+    anna+bob=example.org@ours.example. The sender himself where that is no address, or too long (RFC 5321 4.5.3.1.1).
+    """
+    local, at, domain = sender.rpartition("@")
+    made = f"{local}+{recipient.replace('@', '=')}"
+    fits = at and made.isascii() and '"' not in made and "[" not in made and len(made) <= MAX_LOCAL
+    return f"{made}@{domain}" if fits else sender
 
 
 def _unfit(job: Job, offered: Capabilities, peer: str) -> Deferred | Failed | None:

@@ -100,7 +100,7 @@ class Relay:
             return {item: gone for item, _ in recipients}
         route = self._completed(route)
         outcomes: Outcomes = {}
-        most = self.gate.sites.limits(route.site).recipients
+        most = 1 if envelope.verp and not route.policy.internal else self.gate.sites.limits(route.site).recipients
         for start in range(0, len(recipients), most):
             portion = recipients[start : start + most]
             try:

@@ -100,7 +100,7 @@ class Accept:
             return self._refuse(offer, policy.LOOP, "loop")
         addresses = headers.addresses(headers.field(header, b"from"))
         if offer.service == "submission":
-            if refusal := hygiene.fault(header, offer.envelope) or hygiene.separator(start):
+            if refusal := hygiene.fault(header, offer.envelope) or hygiene.separator(start) or hygiene.wish(header):
                 return self._refuse(offer, refusal, "header")
             if refusal := policy.authors(self.directory, offer.envelope.user, header, addresses):
                 return self._refuse(offer, refusal, "from")
@@ -248,7 +248,8 @@ class Accept:
         if not domain and self.config.role in ("all", "submission"):
             domain = policy.signing_domain(self.directory, header_from, header, envelope.sender)
         commit = envelope.commit or self.directory.commit
-        return msgspec.structs.replace(envelope, received=now, signing_domain=domain, commit=commit)
+        verp = envelope.verp or (offer.service == "submission" and hygiene.VERP in header.names)
+        return msgspec.structs.replace(envelope, received=now, signing_domain=domain, commit=commit, verp=verp)
 
     def _body(self, offer: Offer, header: headers.Header, shown_id: str, now: float) -> bytes:
         """The content with our trace field in front, and what submission has to complete."""

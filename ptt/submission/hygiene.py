@@ -10,12 +10,15 @@ import re
 
 from ptt.message import Envelope
 from ptt.smtp.reply import Reply
-from ptt.submission.headers import Header, of
+from ptt.submission.headers import Header, field, of
 
 KEY = b"ptt-submission-key"
 """The field that makes a submission repeatable: it is ours, and goes no further."""
 MAX_KEY = 200  # octets
 BAD_KEY = Reply(550, "5.6.0", f"PTT-Submission-Key has 1 to {MAX_KEY} octets")
+VERP = b"ptt-verp"
+"""The field that asks for a sender of its own for each recipient: it is ours, and goes no further."""
+BAD_VERP = Reply(550, "5.6.0", "PTT-VERP can only be yes")
 
 # RFC 5322 3.6: at most one. Bcc and Return-Path are taken out, however many there are.
 SINGLE = (
@@ -30,8 +33,9 @@ SINGLE = (
     b"subject",
     b"date",
     KEY,
+    VERP,
 )
-TAKEN_OUT = frozenset({b"bcc", b"resent-bcc", b"return-path", KEY})
+TAKEN_OUT = frozenset({b"bcc", b"resent-bcc", b"return-path", KEY, VERP})
 SHOWN = 40  # characters of a malformed line that the reply quotes
 
 # All C0 controls and DEL but TAB, CR, LF (the content has them as CRLF only) and ESC, of which raw ISO-2022-JP is full.
@@ -72,8 +76,14 @@ def separator(content: bytes) -> Reply | None:
     return None
 
 
+def wish(header: Header) -> Reply | None:
+    """The refusal of a field of ours that asks for something unknown."""
+    value = field(header, VERP)
+    return None if value is None or value.strip().lower() == b"yes" else BAD_VERP
+
+
 def without(header: Header) -> Header:
-    """The header without Bcc, Resent-Bcc (RFC 5322 3.6.3), Return-Path (RFC 5321 4.4) and the submission key."""
+    """The header without Bcc, Resent-Bcc (RFC 5322 3.6.3), Return-Path (RFC 5321 4.4) and fields of ours."""
     if TAKEN_OUT.isdisjoint(header.names):
         return header
     return of(_TAKEN_OUT.sub(b"", header.text)[2:])
@@ -101,7 +111,7 @@ def _line(text: bytes, position: int) -> int:
 
 
 def _shown(name: bytes) -> str:
-    return {b"message-id": "Message-ID", KEY: "PTT-Submission-Key"}.get(name, name.decode().title())
+    return {b"message-id": "Message-ID", KEY: "PTT-Submission-Key", VERP: "PTT-VERP"}.get(name, name.decode().title())
 
 
 def _refused(text: str) -> Reply:

@@ -696,3 +696,16 @@ def test_a_host_of_7_bits_and_one_that_takes_nothing_now(peer: Any, sender: Any,
     (outcome,) = sender(first.port).send(content=EIGHT)
     assert isinstance(outcome, Deferred)
     assert outcome.seven_bit
+
+
+def test_verp(peer: Any, sender: Any) -> None:
+    """A transaction for each recipient, over one connection."""
+    there = peer()
+    relay = sender(there.port)
+    outcomes = relay.send("a@example.org", "b@example.org", envelope=Envelope("me@example.net", 1, verp=True))
+    assert all(isinstance(o, Delivered) for o in outcomes)
+    assert there.connections == 1
+    assert [c.partition(">")[0] for c in there.commands if c.startswith("MAIL")] == [
+        "MAIL FROM:<me+a=example.org@example.net",
+        "MAIL FROM:<me+b=example.org@example.net",
+    ]

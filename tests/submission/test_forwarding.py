@@ -14,7 +14,7 @@ from ptt.message import Envelope, Recipient
 from ptt.metrics import Counters
 from ptt.plan import UNCONDITIONAL, Conditions
 from ptt.relay import srs
-from ptt.relay.attempt import Job, compose
+from ptt.relay.attempt import Job, compose, verp
 from ptt.smtp import Reply
 from ptt.smtp.capabilities import Capabilities
 from ptt.submission.accept import Accept, Offer
@@ -27,6 +27,7 @@ CONTENT = b"From: <anna@example.org>\r\n\r\nx\r\n"
 class Queue:
     def __init__(self) -> None:
         self.stored: list[tuple[Envelope, list[str]]] = []
+        self.bodies: list[bytes] = []
 
     def accept(
         self,
@@ -38,6 +39,7 @@ class Queue:
         conditions: Conditions = UNCONDITIONAL,
     ) -> PutResult:
         self.stored.append((envelope, [r.address for r in recipients]))
+        self.bodies.append(body)
         return PutResult(None, [])
 
 
@@ -136,3 +138,41 @@ def test_the_secret_is_for_nobody_else(tmp_path: pathlib.Path) -> None:
     file.chmod(0o600)
     assert srs.from_file(str(file), lambda: NOW) is not None
     assert srs.from_file("", lambda: NOW) is None
+
+
+# --- VERP -------------------------------------------------------------------------------------------------------
+
+
+def submitted(field: bytes) -> tuple[int, Queue]:
+    queue = Queue()
+    accept = Accept(Config(hostname="mail.ours.test"), queue, Directory(), Log("t", "error"), Counters(), lambda: NOW)
+    envelope = Envelope("anna@ours.test", 0, user="anna@ours.test", helo="x")
+    content = b"From: <anna@ours.test>\r\n" + field + b"\r\nx\r\n"
+    offer = Offer(envelope, [Recipient("bob@else.test")], [content], "submission", "ESMTPSA", "")
+    return accept.offer(offer).code, queue
+
+
+def test_verp_on_request() -> None:
+    code, queue = submitted(b"PTT-VERP: yes\r\n")
+    assert code == 250
+    assert queue.stored[0][0].verp
+    assert b"ptt-verp" not in queue.bodies[0].lower()
+    assert not submitted(b"")[1].stored[0][0].verp
+    assert submitted(b"PTT-VERP: maybe\r\n")[0] == 550
+    assert submitted(b"PTT-VERP: yes\r\nPTT-VERP: yes\r\n")[0] == 550
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient", "made"),
+    [
+        ("anna@ours.test", "bob@example.org", "anna+bob=example.org@ours.test"),
+        ("anna@ours.test", "b+o=b@example.org", "anna+b+o=b=example.org@ours.test"),
+        ("", "bob@example.org", ""),
+        ("anna@ours.test", '"b b"@example.org', "anna@ours.test"),
+        ("anna@ours.test", "b\u00f6b@example.org", "anna@ours.test"),
+        ("anna@ours.test", "bob@[192.0.2.1]", "anna@ours.test"),
+        ("anna@ours.test", f"{'b' * 60}@example.org", "anna@ours.test"),
+    ],
+)
+def test_the_sender_names_the_recipient(sender: str, recipient: str, made: str) -> None:
+    assert verp(sender, recipient) == made
