@@ -13,6 +13,7 @@ from ptt.cli.check_certificates import certificates
 from ptt.cli.check_dns import check as dns
 from ptt.cli.check_files import disk, keys, ownership, repository, users
 from ptt.cli.check_host import descriptors, ports
+from ptt.cli.check_secrets import secrets
 from ptt.cli.findings import Finding, fail, ok
 from ptt.config import Config
 
@@ -21,6 +22,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     ownership,
     certificates,
     keys,
+    secrets,
     disk,
     descriptors,
     ports,

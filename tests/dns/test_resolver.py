@@ -497,3 +497,15 @@ def test_both_families_when_both_are_known(fake: Callable[[Answers], str]) -> No
 def test_early_addresses_of_a_host_without_any(fake: Callable[[Answers], str]) -> None:
     with pytest.raises(NoData):
         resolver(fake(lambda query: [answer(query).to_wire()])).addresses_early("x.test")
+
+
+def test_questions_have_edns(fake: Callable[[Answers], str]) -> None:
+    """RFC 6891, with a size that no path fragments."""
+    seen = []
+
+    def answers(query: Message) -> list[bytes]:
+        seen.append((query.edns, query.payload))
+        return [answer(query, "x.test. 60 IN MX 10 mx.test.").to_wire()]
+
+    resolver(fake(answers)).mx("x.test")
+    assert seen == [(0, 1232)]
