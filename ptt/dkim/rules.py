@@ -32,7 +32,7 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """The table ``[dkim]``."""
 
     algorithms: tuple[Kind, ...] = ("rsa", "ed25519")  # the newest served key of each signs
-    selectors: tuple[str, ...] = ()  # just these keys, as far as served; they are not rotated by age
+    selectors: tuple[str, ...] = ()  # just these keys, as far as served; not replaced by age
     also: tuple[str, ...] = ()  # domains that sign this domain's mail too, each by its own table
     canonicalization: Literal["relaxed/relaxed", "relaxed/simple", "simple/relaxed", "simple/simple"] = (
         "relaxed/relaxed"

@@ -10,6 +10,7 @@ import gevent
 import msgspec
 
 from ptt.config import Config
+from ptt.directory.reader import Snapshot
 from ptt.dkim.keys import record_name
 from ptt.dns.ownzones import zone_of
 from ptt.dns.publish import Publisher
@@ -75,5 +76,14 @@ class KeyCare:
         return [f"{r.domain} has no key since a compromise; step {r.step}: {r.wait or 'just begun'}" for r in found]
 
     def _ours(self, domain: str) -> bool:
+        """Are its keys replaced by age? Not where others publish them, nor where its file names the keys that sign."""
         zone = zone_of(record_name(domain, "s"), self._config.dns.zones)
-        return zone is not None and "dkim" in zone.manage
+        return zone is not None and "dkim" in zone.manage and not self._named(domain)
+
+    def _named(self, domain: str) -> bool:
+        """Does the domain's file in the git database name its selectors? Asked of a domain whose keys are old."""
+        snapshot = Snapshot(self._config.directory.snapshots)
+        try:
+            return bool(snapshot.rules(domain).selectors)
+        finally:
+            snapshot.close()

@@ -13,6 +13,10 @@ import pytest
 from gevent import socket
 
 from ptt.config import load
+from ptt.directory.records import Domain
+from ptt.directory.rules import Database
+from ptt.directory.snapshot import Changes, Store
+from ptt.dkim.rules import Rules
 from ptt.log import Log
 from ptt.metrics import Counters
 from ptt.net import rpc
@@ -81,3 +85,18 @@ def test_a_compromised_key_is_out_of_use_when_rotate_answers(tmp_path: pathlib.P
     assert view.active("example.org").signing == ()
     assert view.revoked() == {("example.org", "s1")}
     keys.rotator.close()
+
+
+def test_keys_that_the_git_database_names_are_not_replaced_by_age(tmp_path: pathlib.Path) -> None:
+    zone = '[[dns.zones]]\nname = "example.org"\nprimary = "127.0.0.1:53"\nkey_file = "key"\n'
+    (tmp_path / "key").write_text('key "k" { algorithm hmac-sha256; secret "AAAAAAAAAAAAAAAAAAAAAA=="; };\n')
+    keys = care(tmp_path, zone)
+    config = load(tmp_path / "ptt.toml")
+    store = Store(config.directory.snapshots, os.path.join(config.data, "control"))
+    store.prepare()
+    assert keys._ours("example.org")
+    for number, (rules, ours) in enumerate([(Rules(selectors=("s1",)), False), (None, True)]):
+        records = Database(domains={"example.org": Domain(dkim=rules)})
+        store.point(store.write(f"{number}" * 40, Changes(records, set()), None))
+        assert keys._ours("example.org") is ours
+    assert not keys._ours("other.example")
