@@ -37,8 +37,8 @@ def users(config: Config) -> Iterator[Finding]:
     else:
         text = (
             f"all processes share user {accounts['queue'].uid}: only our code, not the kernel, keeps the private"
-            " keys from the workers, which speak with the Internet; who takes over a worker can read the keys and sign as"
-            " your domains"
+            " keys from the workers, which speak with the Internet; who takes over a worker can read the keys and sign"
+            " as your domains"
         )
         yield warn("users", text, "set [users] and start as root: then the kernel keeps them apart")
 

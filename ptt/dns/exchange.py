@@ -7,6 +7,7 @@ Everything that arrives is hostile: what does not answer the question is ignored
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import secrets
 import struct
@@ -61,6 +62,10 @@ class Server(NamedTuple):
         A host name is looked up by the operating system, which may wait for it.
         """
         host, port = split_address(text, DNS_PORT)
+        for family, rest in ((socket.AF_INET, ()), (socket.AF_INET6, (0, 0))):
+            with contextlib.suppress(OSError):  # an address needs no look-up, which costs a thread
+                socket.inet_pton(family, host)
+                return cls(text, family, (host, port, *rest))
         try:
             found = socket.getaddrinfo(host, port, 0, socket.SOCK_DGRAM)
         except OSError as e:

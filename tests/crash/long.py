@@ -1,6 +1,6 @@
 """The long crash tests, one after another: ``make crash``. Says how many crashes were survived.
 
-    python tests/crash/long.py [--scale F] [--seed N] [--only images power faults kill9]
+    python tests/crash/long.py [--scale F] [--seed N] [--only images power faults kill9 rotations]
 
 ``--scale 0.1`` does a tenth of it. Each part prints its own seed and figures, and what it could not run here.
 """
@@ -25,6 +25,7 @@ def parts(scale: float) -> dict[str, list[str]]:
         "images": ["--rounds", n(300), "--subsets", "4"],
         "power": ["--cuts", n(300)],
         "faults": ["--rounds", n(30)],
+        "rotations": ["--kills", n(200), "--by-age"],
         "kill9": ["--messages", n(20_000), "--kills", n(1000), "--pause", "0.5"],
     }
 

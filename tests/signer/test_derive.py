@@ -65,14 +65,13 @@ def test_length(passphrase: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("bits", [2048, 3072])
-def test_rsa(bits: int) -> None:
-    key = derive.private_key(WORDS, "example.org", "s1", "rsa2048", bits)
+def test_rsa() -> None:
+    key = derive.private_key(WORDS, "example.org", "s1", "rsa2048", 2048)
     assert isinstance(key, rsa.RSAPrivateKey)
     numbers = key.private_numbers()
-    assert (key.key_size, numbers.public_numbers.e) == (bits, 65537)
+    assert (key.key_size, numbers.public_numbers.e) == (2048, 65537)
     for prime in (numbers.p, numbers.q):
-        assert prime.bit_length() == bits // 2
+        assert prime.bit_length() == 1024
         assert all(pow(a, prime - 1, prime) == 1 for a in (2, 3, 5, 7, 11))
         assert math.gcd(prime - 1, 65537) == 1
 
