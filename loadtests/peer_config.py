@@ -47,6 +47,7 @@ def main() -> None:
     document["dns"] = {
         "resolvers": [f"127.0.0.1:{o.dns_port}"],
         "retry_seconds": 0.2,
+        "authority_port": o.dns_port,
         "zones": [{"name": o.domain, "primary": f"127.0.0.1:{o.dns_port}", "key_file": "tsig.key"}],
     }
     file.write_text(tomlkit.dumps(document), encoding="utf-8")

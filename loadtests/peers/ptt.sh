@@ -19,8 +19,9 @@ start)
   if [ "$SCENARIO" = relay-dkim ]; then  # the key is used only once DNS serves it
     for i in $(seq 1 400); do grep -q '"served": *true' "$D/run/dkim.json" 2>/dev/null && break; sleep 0.05; done
   fi
+  if [ "$SCENARIO" = accept ]; then ptt queue suspend dest.example --config "$D/ptt.toml" > /dev/null; fi  # held
   wait_port "$PORT" ;;
-count) ptt queue stats --config "$D/ptt.toml" --json | "$PTT_PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["messages"])' ;;
+count) ptt queue stats --config "$D/ptt.toml" --json | "$PTT_PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["process"]["messages"])' ;;
 stop)
   stop_pidfile "$WORK/ptt.pid"
   if [ -f "$WORK/dns.pid" ]; then stop_pidfile "$WORK/dns.pid"; fi ;;
