@@ -87,7 +87,10 @@ def _show(rows: list[Row], as_json: bool, written: str) -> None:
     if rows:
         right = sum(row.action == "none" for row in rows)
         ours = sum(row.action in ("add", "replace") for row in rows)
-        click.echo(f"{right} right, {ours} {written}, {len(rows) - right - ours} left to you (!)")
+        unknown = sum(row.action == "unknown" for row in rows)
+        left = len(rows) - right - ours - unknown
+        end = f", {unknown} not known: see why" if unknown else ""
+        click.echo(f"{right} right, {ours} {written}, {left} left to you (!){end}")
     else:
         click.echo("no keys, so no domains: ptt dkim keygen makes one", err=True)
 

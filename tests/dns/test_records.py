@@ -128,6 +128,7 @@ class TestCommands:
         run = shared.run("apply")
         assert run.exit_code == 1
         assert "BADKEY" in run.output
+        assert run.output.splitlines()[-1] == "0 right, 0 written, 0 left to you (!), 3 not known: see why"
 
 
 @pytest.mark.parametrize(
