@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
-SIZE = 8 * 1024 * 1024
+SIZE = 2 * 1024 * 1024
 
 
 @pytest.mark.slow
